@@ -1,0 +1,300 @@
+"""A cohort: a folder of studies in MosMedData's layout, its labels, its split and its cache.
+
+Layout: studies/CT-*/study_*.nii.gz, with masks/study_*_mask.nii.gz and dataset_registry.xlsx
+where there are any. A registry column `patient_id` says which studies are of one patient; without
+it each study is a patient of its own, as in MosMedData.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pooch
+from filelock import FileLock
+from tqdm.auto import tqdm
+
+from helpers.volumes import UnreadableStudy, preprocess, read_study
+
+TASKS = {
+    "ct0-ct23": {"CT-0": 0, "CT-2": 1, "CT-3": 1},
+    "ct0-ct1234": {"CT-0": 0, "CT-1": 1, "CT-2": 1, "CT-3": 1, "CT-4": 1},
+    "severity": {"CT-0": 0, "CT-1": 1, "CT-2": 2, "CT-3": 3, "CT-4": 4},
+}
+PARTS = ("train", "validation", "test")
+CACHE_VERSION = 1
+
+
+class CohortError(ValueError):
+    """Studies are missing or cannot be used; the message lists every one of them."""
+
+
+class SplitError(ValueError):
+    """A split cannot be made, or the saved one does not belong to these studies."""
+
+
+@dataclass(frozen=True)
+class CohortCache:
+    """A preprocessed cohort on disk.
+
+    volumes: memory map, uint8, (N, D, H, W). index: one line a usable study; its column `row`
+    is the study's place in `volumes`. skipped: the studies left out, with the reason.
+    """
+
+    volumes: np.ndarray
+    index: pd.DataFrame
+    skipped: pd.DataFrame
+
+
+def find_studies(root) -> pd.DataFrame:
+    """List the studies below `root`: study, category, file, mask (paths relative to root), patient.
+
+    CohortError if there are none.
+    """
+    root = Path(root)
+    files = sorted(root.glob("studies/CT-*/study_*.nii.gz"))
+    if not files:
+        raise CohortError(f"{root}: no studies/CT-*/study_*.nii.gz in it; give a cohort's folder")
+    table = pd.DataFrame(
+        {
+            "study": [file.name.removesuffix(".nii.gz") for file in files],
+            "category": [file.parent.name for file in files],
+            "file": [file.relative_to(root).as_posix() for file in files],
+        }
+    )
+    twice = table.study[table.study.duplicated()].unique()
+    if len(twice):
+        raise CohortError(f"{root}: {', '.join(twice[:5])} lie in two folders; keep one of each")
+    masks = [f"masks/{study}_mask.nii.gz" for study in table.study]
+    table["mask"] = [mask if (root / mask).exists() else "" for mask in masks]
+    table["patient"] = table.study
+    registry = root / "dataset_registry.xlsx"
+    if registry.exists():
+        listed = pd.read_excel(registry)
+        if "patient_id" in listed:
+            patients = listed.set_index("study_id").patient_id.astype(str)
+            table["patient"] = table.study.map(patients).fillna(table.study)
+    return table
+
+
+def label_studies(table, task="ct0-ct23") -> pd.DataFrame:
+    """Keep the studies whose category `task` names, and add their `label` (1 = COVID).
+
+    task: a key of TASKS, or a mapping from category to label. CohortError if a label is empty.
+    """
+    labels = TASKS[task] if isinstance(task, str) else dict(task)
+    chosen = table[table.category.isin(labels)].copy()
+    chosen["label"] = chosen.category.map(labels).astype(int)
+    missing = set(labels.values()) - set(chosen.label)
+    if missing:
+        wanted = [category for category, label in labels.items() if label in missing]
+        raise CohortError(f"no study of {', '.join(wanted)}; add some or choose another task")
+    return chosen.reset_index(drop=True)
+
+
+def split_by_patient(table, fractions=(0.5, 0.2, 0.3), seed=0) -> pd.Series:
+    """Deal patients out to train, validation and test; returns the part of each line of `table`.
+
+    Patients are shuffled within their category and dealt out in that order, each to the part
+    that is furthest behind its share, so every part gets its share of every category. All
+    studies of a patient go to one part.
+    """
+    patients = table.sort_values(["category", "patient"]).drop_duplicates("patient", keep="last")
+    rng = np.random.default_rng(seed)
+    shuffled = patients.iloc[rng.permutation(len(patients))].sort_values("category", kind="stable")
+    dealt, part_of = np.zeros(len(PARTS)), {}
+    for n_dealt, patient in enumerate(shuffled.patient, start=1):
+        part = int(np.argmax(np.array(fractions) * n_dealt - dealt))
+        dealt[part] += 1
+        part_of[patient] = PARTS[part]
+    return table.patient.map(part_of).rename("part")
+
+
+def saved_split(table, path, fractions=(0.5, 0.2, 0.3), seed=0) -> pd.Series:
+    """The split stored at `path`; made with `split_by_patient` and stored if there is none.
+
+    SplitError if a part lacks a class, or if the stored split does not know a study.
+    """
+    path = Path(path)
+    if path.exists():
+        stored = pd.read_csv(path, dtype=str).set_index("study").part
+        unknown = table.study[~table.study.isin(stored.index)]
+        if len(unknown):
+            raise SplitError(
+                f"{path}: does not know {len(unknown)} studies ({unknown.iloc[0]} ...); "
+                "delete it to split anew, and train anew"
+            )
+        return table.study.map(stored).rename("part")
+    parts = split_by_patient(table, fractions, seed)
+    counts = pd.crosstab(parts, table.label).reindex(PARTS, fill_value=0)
+    if (counts < 1).any(axis=None):
+        raise SplitError(f"{len(table)} studies are too few: a part has no study of one class")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = pd.DataFrame({"study": table.study, "patient": table.patient, "part": parts})
+    _write(path, lambda file: lines.to_csv(file, index=False))
+    return parts
+
+
+def preprocess_cohort(
+    table,
+    root,
+    cache_dir,
+    size=(64, 256, 256),
+    limits=(-1000, 400),
+    executor=None,
+    workers=None,
+    on_error="raise",
+) -> CohortCache:
+    """Preprocess every study of `table` once, into one memory-mapped array; returns the cache.
+
+    table: from `find_studies`. size: (D, H, W). limits: the HU window. executor: any
+    concurrent.futures executor; by default processes on this machine, `workers` of them.
+    What is already cached with these settings from an unchanged file is reused, and an interrupted
+    call goes on where it stopped. on_error: "raise" (CohortError that lists every bad study) or
+    "skip" (they are left out and listed in the cache's `skipped`).
+    """
+    settings = "x".join(map(str, size)) + f"_hu{limits[0]:g}to{limits[1]:g}_v{CACHE_VERSION}"
+    folder = Path(cache_dir) / settings
+    (folder / "rows").mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):
+        done = _finished(folder)
+        done = {
+            study.study: done[study.study]
+            for study in table.itertuples()
+            if study.study in done and _unchanged(done[study.study][0], Path(root) / study.file)
+        }
+        todo = table[~table.study.isin(done)]
+        skipped = _preprocess_all(todo, root, folder, size, limits, executor, workers)
+        if len(skipped) and on_error != "skip":
+            listed = "\n".join(f"  {error}" for error in skipped.error)
+            raise CohortError(
+                f"{len(skipped)} of {len(table)} studies cannot be used:\n{listed}\n"
+                'Mend or remove them, or leave them out with on_error="skip".'
+            )
+        usable = table[~table.study.isin(skipped.study)]
+        volumes, index = _assemble(usable, {**done, **_finished(folder)}, folder, size)
+    return CohortCache(volumes, index, skipped)
+
+
+def _array_file(folder, lines) -> Path:
+    """Name the array after what it holds, so that an index can never belong to another array."""
+    held = "\n".join(f"{line['study']} {line['sha1']}" for line in lines)
+    return folder / f"volumes-{hashlib.sha1(held.encode()).hexdigest()[:12]}.npy"
+
+
+def _finished(folder) -> dict[str, tuple]:
+    """Study -> (its line, its volume), from the finished array and from an interrupted call."""
+    finished = {}
+    if (folder / "index.csv").exists():
+        lines = pd.read_csv(folder / "index.csv").to_dict("records")
+        if _array_file(folder, lines).exists():
+            volumes = np.load(_array_file(folder, lines), mmap_mode="r")
+            finished = {line["study"]: (line, volumes[line["row"]]) for line in lines}
+    for file in (folder / "rows").glob("*.json"):
+        line = json.loads(file.read_text())
+        finished[line["study"]] = (line, np.load(file.with_suffix(".npy"), mmap_mode="r"))
+    return finished
+
+
+def _unchanged(line, path) -> bool:
+    """Whether a cached line still describes the file: same size and time, or same content."""
+    if not path.exists() or path.stat().st_size != line["n_bytes"]:
+        return False
+    if path.stat().st_mtime_ns == line["modified_ns"]:
+        return True
+    return pooch.file_hash(str(path), alg="sha1") == line["sha1"]
+
+
+def _preprocess_one(path, size, limits) -> tuple[dict, np.ndarray] | UnreadableStudy:
+    """What a worker does: the line and the volume of one study, or why there is none."""
+    try:
+        study, stat = read_study(path), os.stat(path)
+        volume = preprocess(study, size, limits)
+    except UnreadableStudy as error:
+        return error
+    line = {"n_bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
+    line["sha1"] = pooch.file_hash(str(path), alg="sha1")
+    line |= dict(zip(("n_slices", "height", "width"), study.shape, strict=True))
+    line |= dict(zip(("spacing_z", "spacing_y", "spacing_x"), study.spacing, strict=True))
+    return line, volume
+
+
+def _preprocess_all(table, root, folder, size, limits, executor, workers) -> pd.DataFrame:
+    """Write one row file a study; returns the bad studies: study, file, error."""
+    skipped = []
+    workers = min(workers or os.cpu_count() or 1, max(len(table), 1))
+    own = None
+    if executor is None and workers > 1 and len(table) > 2:
+        own = executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+    try:
+        jobs = _in_turn(table, root, size, limits, executor, n_ahead=4 * workers)
+        for study, result in tqdm(jobs, "preprocess", len(table), unit="study"):
+            if isinstance(result, UnreadableStudy):
+                skipped.append({"study": study.study, "file": study.file, "error": str(result)})
+                continue
+            line, volume = result
+            line |= {"study": study.study, "category": study.category, "file": study.file}
+            row = folder / "rows" / f"{study.study}.npy"
+            _write(row, lambda file, volume=volume: np.save(file, volume))
+            _write(
+                row.with_suffix(".json"), lambda f, line=line: f.write(json.dumps(line).encode())
+            )
+    finally:
+        if own:
+            own.shutdown(cancel_futures=True)
+    return pd.DataFrame(skipped, columns=["study", "file", "error"])
+
+
+def _in_turn(table, root, size, limits, executor, n_ahead):
+    """Yield (study, result) as results come in, with few volumes in memory at a time."""
+    waiting = {}
+    for study in table.itertuples():
+        arguments = (str(Path(root) / study.file), size, limits)
+        if executor is None:
+            yield study, _preprocess_one(*arguments)
+            continue
+        waiting[executor.submit(_preprocess_one, *arguments)] = study
+        if len(waiting) >= n_ahead:
+            for job in wait(waiting, return_when=FIRST_COMPLETED).done:
+                yield waiting.pop(job), job.result()
+    while waiting:
+        for job in wait(waiting, return_when=FIRST_COMPLETED).done:
+            yield waiting.pop(job), job.result()
+
+
+def _assemble(table, done, folder, size) -> tuple[np.ndarray, pd.DataFrame]:
+    """Put the volumes of `table` into one array; what is already in place is left alone."""
+    lines = []
+    for row, study in enumerate(table.itertuples()):
+        lines.append({**done[study.study][0], "row": row, "category": study.category})
+    target, index = _array_file(folder, lines), pd.DataFrame(lines)
+    if not target.exists():
+        temporary = target.with_suffix(".partial")
+        shape = (len(lines), *size)
+        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+        for row, study in enumerate(table.study):
+            array[row] = done[study][1]
+        array.flush()
+        os.replace(temporary, target)
+    _write(folder / "index.csv", lambda file: index.to_csv(file, index=False))
+    for old in folder.glob("volumes-*"):
+        if old != target:
+            old.unlink()
+    shutil.rmtree(folder / "rows")
+    return np.load(target, mmap_mode="r"), index
+
+
+def _write(path, write) -> None:
+    """Write a file under a temporary name and give it its own when it is complete."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    with open(temporary, "wb") as file:
+        write(file)
+    os.replace(temporary, path)
