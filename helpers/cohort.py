@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import pooch
 from filelock import FileLock
+from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from helpers.volumes import UnreadableStudy, preprocess, read_study
@@ -107,9 +108,11 @@ def split_by_patient(table, fractions=(0.5, 0.2, 0.3), seed=0) -> pd.Series:
     that is furthest behind its share, so every part gets its share of every category. All
     studies of a patient go to one part.
     """
-    patients = table.sort_values(["category", "patient"]).drop_duplicates("patient", keep="last")
+    patients = table.sort_values(["category", "patient"])
+    patients = patients.drop_duplicates("patient", keep="last")
     rng = np.random.default_rng(seed)
-    shuffled = patients.iloc[rng.permutation(len(patients))].sort_values("category", kind="stable")
+    shuffled = patients.iloc[rng.permutation(len(patients))]
+    shuffled = shuffled.sort_values("category", kind="stable")
     dealt, part_of = np.zeros(len(PARTS)), {}
     for n_dealt, patient in enumerate(shuffled.patient, start=1):
         part = int(np.argmax(np.array(fractions) * n_dealt - dealt))
@@ -217,7 +220,9 @@ def _preprocess_one(path, size, limits) -> tuple[dict, np.ndarray] | UnreadableS
     """What a worker does: the line and the volume of one study, or why there is none."""
     try:
         study, stat = read_study(path), os.stat(path)
-        volume = preprocess(study, size, limits)
+        # one process a core is enough: more threads in each only wait for one another
+        with threadpool_limits(1):
+            volume = preprocess(study, size, limits)
     except UnreadableStudy as error:
         return error
     line = {"n_bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}

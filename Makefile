@@ -1,0 +1,46 @@
+# Two commands: `make course` runs the course, `make test` tests it. Both set themselves up.
+DATASET ?= phantom
+PROFILE ?= quick
+SEED ?= 0
+PYTHON ?= python3
+RUN = .venv/bin/python
+
+.PHONY: course test lab notebooks gifs repo-url lint clean
+.DEFAULT_GOAL := course
+
+.venv/installed: requirements.txt
+	test -x $(RUN) || $(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/installed-dev: .venv/installed requirements-dev.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+course: .venv/installed
+	$(RUN) -m helpers.runner course --dataset "$(DATASET)" --profile $(PROFILE) --seed $(SEED)
+
+test: .venv/installed-dev
+	$(RUN) -m pytest
+
+lab: .venv/installed
+	$(RUN) -m jupyterlab --ip=127.0.0.1 notebooks
+
+# Execute the notebooks in place, as they are committed: make notebooks ONLY="02 05"
+notebooks: .venv/installed
+	$(RUN) -m helpers.runner notebooks $(ONLY)
+
+# The README's GIFs of the phantom
+gifs: .venv/installed
+	$(RUN) -m helpers.viewers gifs
+
+# Write the repository's address into every badge and setup cell: make repo-url URL=https://github.com/OWNER/NAME
+repo-url: .venv/installed
+	$(RUN) -m helpers.runner repo-url "$(URL)"
+
+lint: .venv/installed-dev
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+clean:
+	rm -rf runs data/phantom-*

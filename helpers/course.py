@@ -1,0 +1,207 @@
+"""What every notebook begins and ends with: a cohort that is ready, a trained model, results.json.
+
+Nothing here teaches; it puts together what the notebooks explain, so that any of them can be the
+first one opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from helpers import cohort
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The sizes of one way to take the course; `tiny` is for tests of the machinery alone."""
+
+    size: tuple[int, int, int]
+    batch_size: int
+    epochs: int
+    opponent_width: int
+    opponent_epochs: int
+    phantom_counts: dict[str, int]
+    phantom_matrix: int
+
+
+PROFILES = {
+    "tiny": Profile((16, 48, 48), 4, 2, 4, 1, {"CT-0": 8, "CT-2": 6, "CT-3": 2}, 64),
+    "quick": Profile((32, 96, 96), 6, 10, 8, 6, {"CT-0": 60, "CT-2": 44, "CT-3": 16}, 192),
+    "full": Profile((64, 256, 256), 4, 40, 64, 40, {"CT-0": 100, "CT-2": 74, "CT-3": 26}, 512),
+}
+MODELS = {"bilstm": "Bi-LSTM", "cnn3d": "3-D CNN (Keras recipe)"}
+
+
+@dataclass(frozen=True)
+class CourseData:
+    """A cohort, ready to train on.
+
+    root: the folder of studies. table: one line a study, with category, label, part, row and
+    geometry. volumes: uint8, (N, D, H, W), indexed by the table's `row`. caption: what every
+    figure of these data must say.
+    """
+
+    name: str
+    root: Path
+    table: pd.DataFrame
+    volumes: np.ndarray
+    skipped: pd.DataFrame
+    caption: str
+    profile: Profile
+    run_name: str
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Label of every row of `volumes`; -1 where this task has none."""
+        labels = np.full(len(self.volumes), -1)
+        labels[self.table.row] = self.table.label
+        return labels
+
+    def rows(self, part: str) -> np.ndarray:
+        """Rows of `volumes` that belong to one part of the split."""
+        return self.table.row[self.table.part == part].to_numpy()
+
+
+def get_studies(dataset="phantom", profile="quick", data_dir="data") -> tuple[Path, Path, str]:
+    """Make sure that the studies are there; returns their folder, a work folder and a caption.
+
+    dataset: "phantom" (made here), "mosmed" (downloaded) or a folder in MosMedData's layout.
+    The work folder is below `data_dir`; nothing is ever written into a folder of yours.
+    """
+    if dataset == "phantom":
+        from helpers import phantom
+
+        root = Path(data_dir) / f"phantom-{profile}"
+        sizes = PROFILES[profile]
+        phantom.make_cohort(root, sizes.phantom_counts, sizes.phantom_matrix)
+        return root, root, "Synthetic phantom, not a patient."
+    if dataset == "mosmed":
+        from helpers import mosmed
+
+        root = Path(data_dir) / "mosmed"
+        mosmed.download(root)
+        return root, root, "MosMedData (Morozov et al. 2020), CC BY-NC-ND 3.0."
+    root = Path(dataset).expanduser()
+    if not (root / "studies").is_dir():
+        raise cohort.CohortError(
+            f'{dataset}: no folder with studies/ in it; DATASET is "phantom", "mosmed" or one'
+        )
+    digest = hashlib.sha1(str(root.resolve()).encode()).hexdigest()[:8]
+    return root, Path(data_dir) / f"{root.resolve().name}-{digest}", f"Studies of {root.name}."
+
+
+def prepare(
+    dataset="phantom",
+    profile="quick",
+    data_dir="data",
+    seed=0,
+    task="ct0-ct23",
+    on_error="raise",
+) -> CourseData:
+    """Everything up to training: studies, labels, cache and split; done once, then reused.
+
+    profile: "quick" or "full" (PROFILES). task: a key of cohort.TASKS. on_error: "skip" leaves
+    studies out that cannot be used, and lists them in `skipped`.
+    """
+    if profile not in PROFILES:
+        raise ValueError(f'PROFILE is "{profile}"; choose one of {", ".join(PROFILES)}')
+    root, work, caption = get_studies(dataset, profile, data_dir)
+    sizes = PROFILES[profile]
+    table = cohort.label_studies(cohort.find_studies(root), task)
+    cache = cohort.preprocess_cohort(table, root, work / "cache", sizes.size, on_error=on_error)
+    geometry = cache.index.drop(columns=["category", "file"])
+    table = table.merge(geometry, on="study").reset_index(drop=True)
+    table["part"] = cohort.saved_split(table, work / f"split-{task}-seed{seed}.csv", seed=seed)
+    name = work.name if dataset not in ("phantom", "mosmed") else dataset
+    run_name = f"{name}-{profile}-{task}-seed{seed}"
+    return CourseData(name, root, table, cache.volumes, cache.skipped, caption, sizes, run_name)
+
+
+def new_model(which, profile: Profile, seed=0):
+    """The Bi-LSTM classifier ("bilstm") or its opponent ("cnn3d"), seeded, untrained."""
+    import torch
+
+    from helpers import models
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if which == "bilstm":
+            return models.BiLSTMClassifier()
+        return models.Keras3DCNN(width=profile.opponent_width)
+
+
+def train(data: CourseData, which="bilstm", seed=0, runs_dir="runs", **options):
+    """Train one of the two models, or load it where it is trained; returns model and history.
+
+    The run lies in `runs_dir`/<model>-<cohort>-<profile>-<task>-seed<seed>; an unfinished one is
+    resumed. options: passed on to `training.fit`.
+    """
+    from helpers import training
+
+    model = new_model(which, data.profile, seed)
+    run_dir = Path(runs_dir) / f"{which}-{data.run_name}"
+    epochs = data.profile.epochs if which == "bilstm" else data.profile.opponent_epochs
+    history = training.fit(
+        model,
+        data.volumes,
+        data.labels,
+        data.rows("train"),
+        data.rows("validation"),
+        run_dir,
+        epochs=epochs,
+        batch_size=data.profile.batch_size,
+        seed=seed,
+        **options,
+    )
+    return training.load_model(model, run_dir / "best.pt"), history
+
+
+def predictions(data: CourseData, which="bilstm", seed=0, runs_dir="runs") -> pd.DataFrame:
+    """Probability of COVID of every study by one trained model: the table with `probability`.
+
+    Kept as predictions.csv beside the checkpoint, and made anew when the checkpoint changes.
+    """
+    from helpers import training
+
+    model, _ = train(data, which, seed, runs_dir)
+    probability, _ = training.predict(model, data.volumes, data.table.row.to_numpy())
+    table = data.table.assign(probability=probability)
+    path = Path(runs_dir) / f"{which}-{data.run_name}" / "predictions.csv"
+    write_text(path, table[["study", "label", "part", "probability"]].to_csv(index=False))
+    return table
+
+
+def save_results(notebook, results, runs_dir="runs") -> Path:
+    """Write `runs_dir`/<notebook>/results.json, which the tests and `make course` read.
+
+    results: plain values, arrays, or intervals; its entry "summary" (text by name) is what the
+    table at the end of `make course` shows.
+    """
+    path = Path(runs_dir) / notebook / "results.json"
+    write_text(path, json.dumps(results, indent=2, default=_plain) + "\n")
+    return path
+
+
+def write_text(path, text) -> None:
+    """Write a text file whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _plain(value):
+    """Turn NumPy and pandas values into what JSON knows."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, pd.DataFrame):
+        return value.to_dict("records")
+    return str(value)

@@ -1,0 +1,172 @@
+"""Executes the notebooks: `make course`, `make notebooks`, `make repo-url` and the tests use it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = ROOT / "notebooks"
+START_TIMEOUT = 120
+CELL_TIMEOUT = {"tiny": 300, "quick": 600, "full": 48 * 3600}
+ADDRESS = re.compile(r"https://github\.com/[\w.-]+/[\w.-]+")
+
+
+class NotebookError(RuntimeError):
+    """A notebook failed; the message names the notebook, the cell and the error."""
+
+
+def notebook_files() -> list[Path]:
+    """The notebooks in reading order."""
+    return sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+
+
+def execute(source, target, parameters=None, cwd=ROOT, environment=None) -> float:
+    """Run one notebook with papermill in a fresh kernel; returns the seconds it took.
+
+    source, target: the notebook and where its executed copy goes. parameters: values for its
+    `parameters` cell. Both the start of the kernel and every cell have a time limit.
+    NotebookError names the cell that failed or took too long.
+    """
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+
+    parameters = dict(parameters or {})
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    kept = {key: os.environ.get(key) for key in (environment or {})}
+    os.environ.update(environment or {})
+    started = time.perf_counter()
+    try:
+        papermill.execute_notebook(
+            str(source),
+            str(target),
+            parameters=parameters,
+            cwd=str(cwd),
+            kernel_name="python3",
+            progress_bar=False,
+            start_timeout=START_TIMEOUT,
+            extra_arguments=["--log-level=40"],
+            execution_timeout=CELL_TIMEOUT[parameters.get("PROFILE", "quick")],
+        )
+    except papermill.PapermillExecutionError as error:
+        raise NotebookError(
+            f"{Path(source).name}, cell {error.cell_index}: {error.ename}: {error.evalue}"
+        ) from error
+    except CellTimeoutError as error:
+        where = str(error).split("Here is a preview", 1)[-1].strip()[:300]
+        raise NotebookError(f"{Path(source).name}: a cell ran out of time: {where}") from error
+    except (DeadKernelError, RuntimeError) as error:
+        raise NotebookError(
+            f"{Path(source).name}: the kernel died or never began: {error}"
+        ) from error
+    finally:
+        for key, value in kept.items():
+            os.environ.pop(key) if value is None else os.environ.update({key: value})
+    return time.perf_counter() - started
+
+
+def run_course(dataset, profile, seed, data_dir="data", runs_dir="runs") -> list[dict]:
+    """Execute every notebook in order, with a line each, and print the table of results."""
+    files, lines = notebook_files(), []
+    parameters = {"DATASET": dataset, "PROFILE": profile, "SEED": seed}
+    parameters |= {"DATA_DIR": str(data_dir), "RUNS_DIR": str(runs_dir)}
+    for position, file in enumerate(files, start=1):
+        print(f"[{position}/{len(files)}] {file.stem} ...", end=" ", flush=True)
+        target = Path(runs_dir) / "notebooks" / file.name
+        seconds = execute(file, target, parameters, environment={"TQDM_DISABLE": "1"})
+        print(f"{seconds:.0f} s", flush=True)
+        results = json.loads((Path(runs_dir) / file.stem / "results.json").read_text())
+        lines.append({"notebook": file.stem, "seconds": seconds, "summary": results["summary"]})
+    print_table(lines)
+    print(f"\nThe executed notebooks lie in {runs_dir}/notebooks.")
+    return lines
+
+
+def print_table(lines) -> None:
+    """Print notebook, seconds and key results."""
+    width = max(len(line["notebook"]) for line in lines)
+    print(f"\n{'notebook':{width}}  seconds  key results")
+    for line in lines:
+        first, *more = [f"{key}: {value}" for key, value in line["summary"].items()] or ["-"]
+        print(f"{line['notebook']:{width}}  {line['seconds']:7.0f}  {first}")
+        for text in more:
+            print(f"{'':{width}}  {'':7}  {text}")
+    print(f"{'all':{width}}  {sum(line['seconds'] for line in lines):7.0f}")
+
+
+def refresh(files, parameters=None) -> None:
+    """Execute notebooks in place, as they are committed: quick, on the phantom, no extras."""
+    for file in files:
+        executed = ROOT / "runs" / "notebooks" / file.name
+        seconds = execute(file, executed, parameters, environment={"TQDM_DISABLE": "1"})
+        original, result = nbformat.read(file, 4), nbformat.read(executed, 4)
+        result.cells = [cell for cell in result.cells if "injected-parameters" not in tags(cell)]
+        for cell, source in zip(result.cells, original.cells, strict=True):
+            cell.metadata = source.metadata
+        result.metadata = {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        }
+        nbformat.write(result, file)
+        print(f"{file.name}: {seconds:.0f} s, {file.stat().st_size / 1e3:.0f} kB")
+
+
+def tags(cell) -> list[str]:
+    """The tags of a notebook cell."""
+    return cell.metadata.get("tags", [])
+
+
+def repository_url() -> str:
+    """The repository's address, as it stands in pyproject.toml."""
+    return re.search(r'^Repository = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M)[1]
+
+
+def set_repository_url(url) -> None:
+    """Write the repository's address into pyproject.toml, every notebook and the README."""
+    if not ADDRESS.fullmatch(url):
+        raise SystemExit(f"{url}: give an address like https://github.com/OWNER/NAME")
+    old, start = repository_url(), len("https://github.com/")
+    texts = [ROOT / "pyproject.toml", ROOT / "README.md", ROOT / "CITATION.cff", *notebook_files()]
+    for path in texts:
+        text = path.read_text(encoding="utf-8").replace(old, url)
+        text = text.replace(f"github/{old[start:]}/blob", f"github/{url[start:]}/blob")
+        path.write_text(text, encoding="utf-8")
+
+
+def main(arguments=None) -> None:
+    """The command line behind the Makefile."""
+    parser = argparse.ArgumentParser(prog="python -m helpers.runner", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    course = commands.add_parser("course", help="execute every notebook in order")
+    course.add_argument("--dataset", default="phantom")
+    course.add_argument("--profile", default="quick", choices=["tiny", "quick", "full"])
+    course.add_argument("--seed", default=0, type=int)
+    again = commands.add_parser("notebooks", help="execute notebooks in place")
+    again.add_argument("names", nargs="*", help="all, unless some are named")
+    address = commands.add_parser("repo-url", help="change the repository's address")
+    address.add_argument("url")
+    chosen = parser.parse_args(arguments)
+    os.chdir(ROOT)
+    try:
+        if chosen.command == "course":
+            run_course(chosen.dataset, chosen.profile, chosen.seed)
+        elif chosen.command == "notebooks":
+            files = notebook_files()
+            wanted = [f for f in files if any(name in f.name for name in chosen.names)]
+            refresh(wanted if chosen.names else files)
+        else:
+            set_repository_url(chosen.url)
+    except NotebookError as error:
+        sys.exit(f"\n{error}")
+
+
+if __name__ == "__main__":
+    main()

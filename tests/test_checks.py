@@ -1,0 +1,81 @@
+"""Every exercise: its solution passes, usual slips get their hint, a stub does no harm."""
+
+import numpy as np
+import pytest
+from notebook_tools import FILES, exercises
+
+from helpers import checks, evaluation
+
+
+def all_exercises():
+    return [
+        pytest.param(stub.source, solution, id=f"{file.stem[:2]}-{n}")
+        for file in FILES
+        for n, (stub, solution) in enumerate(exercises(file), start=1)
+    ]
+
+
+def run_with(code, check_line):
+    space = {"checks": checks, "np": np, "wilson": evaluation.wilson}
+    exec(code, space)
+    return eval(check_line, space)
+
+
+@pytest.mark.parametrize(("stub", "solution"), all_exercises())
+def test_solution_passes_and_stub_does_not(stub, solution, capsys):
+    check_line = stub.strip().split("\n")[-1]
+    assert run_with(solution, check_line) is True
+    assert capsys.readouterr().out.startswith("Right.")
+    untouched = stub.strip().rsplit("\n", 1)[0]
+    assert run_with(untouched, check_line) is None
+    assert "Not filled in" in capsys.readouterr().out
+
+
+def test_every_check_belongs_to_an_exercise():
+    used = {
+        stub.source.split("checks.")[-1].split("(")[0] for f in FILES for stub, _ in exercises(f)
+    }
+    assert used == {name for name in dir(checks) if name.startswith("check_")}
+
+
+PUBLISHED = {"CT-0": 0, "CT-1": 1, "CT-2": 1, "CT-3": 1, "CT-4": 1}
+SCORES = np.array([0.0, 1.0, -1.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("check", "arguments", "hint"),
+    [
+        (
+            "published_task",
+            ({"CT-0": 1, **dict.fromkeys(["CT-1", "CT-2", "CT-3", "CT-4"], 0)},),
+            "swapped",
+        ),
+        ("published_task", ({"CT-0": 0, "CT-1": 1},), "CT-2"),
+        ("published_task", ("CT-0",), "dictionary"),
+        ("shared_patients", (lambda a, b: len(set(a.study) & set(b.study)),), "not `study`"),
+        ("shared_patients", (lambda a, b: a.patient.isin(b.patient).sum(),), "twice"),
+        ("lung_window", (-600, 1500), "half of it"),
+        ("lung_window", (150, -1350), "swapped"),
+        ("lung_window", (-1000, 400), "level - width"),
+        ("lung_window", ("a", None), "level - width"),
+        ("slice_distance", (8,), "before"),
+        ("slice_distance", (12.49,), "closer"),
+        ("lstm_parameters", (41472,), "one direction"),
+        ("lstm_parameters", (2 * 4 * (64 * 96 + 64 * 64 + 64),), "two bias"),
+        ("lstm_parameters", (2 * 10368,), "one gate"),
+        ("pooling", (lambda f, s: f.mean(0),), "the mean"),
+        ("pooling", (lambda f, s: s @ f,), "softmax"),
+        ("pooling", (lambda f, s: f.sum(1),), "shape"),
+        ("positive_weight", (1 / 3,), "other way"),
+        ("positive_weight", (0.75,), "share"),
+        ("learning_rate", (100,), "cosine"),
+        ("always_covid", (76 / 331, 0.5), "healthy"),
+        ("always_covid", (255 / 331, 255 / 331), "mean of"),
+        ("seed_interval", (0.625, 0.975), "plain"),
+        ("seed_interval", (0, 1), "wilson"),
+    ],
+)
+def test_usual_slips_get_their_hint(check, arguments, hint, capsys):
+    assert getattr(checks, f"check_{check}")(*arguments) is False
+    said = capsys.readouterr().out
+    assert said.startswith("Not yet.") and hint in said

@@ -1,0 +1,172 @@
+"""The contract of a notebook (CONTRIBUTING.md), and what the README promises."""
+
+import ast
+import json
+import re
+
+import nbformat
+import pytest
+from notebook_tools import FILES, cells, definitions, exercises
+
+from helpers import runner
+
+ROOT = runner.ROOT
+PARAMETERS = {"DATASET", "PROFILE", "DATA_DIR", "RUNS_DIR", "SEED"}
+every_notebook = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+
+
+def setup_cell(file):
+    return cells(file, "code")[0].source
+
+
+def test_there_are_notebooks_in_order():
+    assert [file.name[:2] for file in FILES][:2] == ["01", "02"]
+    assert len(FILES) >= 5
+
+
+@every_notebook
+def test_opening_and_closing(file):
+    text = [cell.source for cell in cells(file, "markdown")]
+    first = text[0]
+    assert re.match(r"# \d+ · ", first)
+    slug = runner.repository_url().removeprefix("https://github.com/")
+    badge = f"colab.research.google.com/github/{slug}/blob/main/notebooks/{file.name}"
+    assert badge in first
+    objectives = re.findall(r"^\d\. ", first.split("**In this notebook**")[1], re.M)
+    assert 3 <= len(objectives) <= 5
+    assert "What you need" in first and "for teaching, not for clinical use" in first
+    assert re.search(r"\| time \| .*\d+ s", first), "no measured time"
+    last = text[-1]
+    for heading in ("## What normal looks like", "## Recap", "**References**", "**Next**"):
+        assert heading in last, heading
+
+
+@every_notebook
+def test_setup_cell_is_the_same_everywhere(file):
+    assert setup_cell(file) == setup_cell(FILES[0])
+    assert f'REPOSITORY = "{runner.repository_url()}"' in setup_cell(file)
+    for cell in cells(file, "code"):
+        assert "pip install" not in cell.source
+
+
+@every_notebook
+def test_parameters(file):
+    (cell,) = cells(file, "code", "parameters")
+    names = {node.targets[0].id for node in ast.parse(cell.source).body}
+    assert names >= PARAMETERS
+    values = dict(re.findall(r"^(\w+) = (.+)$", cell.source, re.M))
+    assert values["DATASET"] == '"phantom"' and values["PROFILE"] == '"quick"'
+
+
+@every_notebook
+def test_committed_outputs(file):
+    assert file.stat().st_size < 1 << 20
+    notebook = nbformat.read(file, 4)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert "widgets" not in notebook.metadata
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    counts = [cell.execution_count for cell in code]
+    assert counts == list(range(1, len(code) + 1)), "not run in order from a fresh kernel"
+    for cell in code:
+        for output in cell.outputs:
+            assert output.output_type != "error"
+            assert output.get("name") != "stderr", output.get("text")
+            assert "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
+    outputs = json.dumps([cell.outputs for cell in code])
+    assert not re.search(r"/(home|root|Users|tmp|work|usr|content)/", outputs), "an absolute path"
+    assert any("image/png" in output.get("data", {}) for cell in code for output in cell.outputs)
+
+
+@every_notebook
+def test_lines_are_short_enough_to_read(file):
+    for cell in cells(file, "code"):
+        for line in cell.source.split("\n"):
+            assert len(line) <= 100 and ("teach" in runner.tags(cell) or len(line) <= 92), line
+
+
+@every_notebook
+def test_links_lead_somewhere(file):
+    for cell in cells(file, "markdown"):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", cell.source):
+            assert (file.parent / target).exists(), target
+
+
+@every_notebook
+def test_results_are_saved_under_the_notebooks_name(file):
+    assert any(
+        "course.save_results(" in cell.source and f'"{file.stem}"' in cell.source
+        for cell in cells(file, "code")
+    )
+
+
+def taught():
+    return [
+        pytest.param(name, tree, id=f"{file.stem[:2]}-{name}")
+        for file in FILES
+        for cell in cells(file, "code", "teach")
+        for name, tree in definitions(cell.source).items()
+    ]
+
+
+@pytest.mark.parametrize(("name", "tree"), taught())
+def test_what_is_taught_is_what_helpers_holds(name, tree):
+    held = {}
+    for module in (ROOT / "helpers").glob("*.py"):
+        held |= definitions(module.read_text(encoding="utf-8"))
+    assert name in held, f"{name} is taught but not in helpers"
+    assert tree == held[name], f"{name} differs between its notebook and helpers"
+
+
+def test_functions_of_helpers_are_only_defined_in_teaching_cells():
+    held = set()
+    for module in (ROOT / "helpers").glob("*.py"):
+        held |= set(definitions(module.read_text(encoding="utf-8")))
+    for file in FILES:
+        for cell in cells(file, "code"):
+            if "teach" not in runner.tags(cell):
+                assert not set(definitions(cell.source)) & held, (file.name, cell.source[:80])
+
+
+def test_exercises_exist_and_end_with_a_check():
+    assert sum(len(exercises(file)) for file in FILES) >= 8
+    for file in FILES:
+        for stub, _ in exercises(file):
+            assert "..." in stub.source
+            assert stub.source.strip().split("\n")[-1].startswith("checks.check_")
+
+
+def test_readme_links_every_notebook_and_gif():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    slug = runner.repository_url().removeprefix("https://github.com/")
+    for file in FILES:
+        assert f"notebooks/{file.name}" in readme
+        assert f"github/{slug}/blob/main/notebooks/{file.name}" in readme
+    for target in re.findall(r'(?:src="|\]\()(?!https?:)([\w./-]+)', readme):
+        assert (ROOT / target).exists(), target
+    assert "make course" in readme and "make test" in readme
+    assert "not for clinical use" in readme and "Morozov2020" in readme
+
+
+def test_helpers_stay_small():
+    sizes = {f.name: len(f.read_text().splitlines()) for f in (ROOT / "helpers").glob("*.py")}
+    assert max(sizes.values()) <= 300, sizes
+
+
+def test_the_address_can_be_changed_in_one_go(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    for name in ("pyproject.toml", "README.md", "CITATION.cff"):
+        (tmp_path / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
+    for file in FILES:
+        (tmp_path / "notebooks" / file.name).write_text(file.read_text("utf-8"), "utf-8")
+    old = runner.repository_url()
+    monkeypatch.setattr(runner, "ROOT", tmp_path)
+    monkeypatch.setattr(runner, "NOTEBOOKS", tmp_path / "notebooks")
+    runner.set_repository_url("https://github.com/someone/a-fork")
+    assert runner.repository_url() == "https://github.com/someone/a-fork"
+    short = old.removeprefix("https://github.com/")
+    for path in tmp_path.rglob("*.*"):
+        if path.is_file():
+            assert short not in path.read_text(encoding="utf-8"), path.name
+    with pytest.raises(SystemExit, match="OWNER/NAME"):
+        runner.set_repository_url("not an address")

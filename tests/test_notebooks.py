@@ -1,0 +1,173 @@
+"""Every notebook, executed: quick in order with its results, tiny alone in an empty folder."""
+
+import json
+import os
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from notebook_tools import FILES
+
+from helpers import cohort, runner
+
+every_notebook = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+
+
+@pytest.fixture(scope="session")
+def quick_runs(tmp_path_factory):
+    """One quick course on the phantom, in order; the folder of its results."""
+    folder = tmp_path_factory.mktemp("quick")
+    runner.run_course("phantom", "quick", 0, folder / "data", folder / "runs")
+    return folder / "runs"
+
+
+def results(runs, number):
+    (path,) = runs.glob(f"{number}_*/results.json")
+    return json.loads(path.read_text())
+
+
+def test_quick_course_runs_and_summarises(quick_runs, capsys):
+    for file in FILES:
+        assert results(quick_runs, file.stem[:2])["summary"]
+        executed = nbformat.read(quick_runs / "notebooks" / file.name, 4)
+        for cell in executed.cells:
+            for output in cell.get("outputs", []):
+                assert output.get("name") != "stderr", output.get("text")
+
+
+def test_quick_01_describes_the_cohort(quick_runs):
+    found = results(quick_runs, "01")
+    assert found["categories"] == {"CT-0": 60, "CT-2": 44, "CT-3": 16}
+    assert found["n_damaged"] == 0 and sum(found["parts"].values()) == 120
+    assert found["leaked_by_slice_split"] > 0.95
+
+
+def test_quick_02_is_right(quick_runs):
+    found = results(quick_runs, "02")
+    assert found["largest_difference"] <= 1
+    assert 0.5 < found["black_after_cast"] < 0.95
+    assert found["shape"][1:] == [512, 512]
+
+
+def test_quick_04_overfits_one_batch(quick_runs):
+    found = results(quick_runs, "04")
+    assert 0.4 < found["first_loss"] < 1.0 and found["last_loss"] < 0.1
+
+
+def test_quick_05_learns(quick_runs):
+    found = results(quick_runs, "05")
+    history = found["history"]
+    assert found["resumed_after"] == 2 and len(history) > 2
+    assert min(line["validation_loss"] for line in history) < 0.5
+    assert max(line["validation_auc"] for line in history) > 0.9
+
+
+def test_quick_06_beats_the_baselines(quick_runs):
+    scores = results(quick_runs, "06")["scores"]
+    value, low, high = scores["Bi-LSTM"]["auc"]
+    print(f"Bi-LSTM test AUC {value:.3f} [{low:.3f}, {high:.3f}]")
+    assert value > 0.9 and low > 0.75 and high <= 1
+    assert value >= scores["HU histogram"]["auc"][0]
+    assert value >= scores["3-D CNN"]["auc"][0]
+    assert scores["HU histogram"]["auc"][0] < 0.9
+
+
+@every_notebook
+def test_alone_in_an_empty_folder(file, tmp_path):
+    """Opened first, with nothing there: it makes what it needs, where it stands."""
+    parameters = {"PROFILE": "tiny"}
+    environment = {"PYTHONPATH": str(runner.ROOT), "TQDM_DISABLE": "1"}
+    executed = tmp_path / "out" / file.name
+    runner.execute(file, executed, parameters, cwd=tmp_path, environment=environment)
+    assert (tmp_path / "runs" / file.stem / "results.json").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out", "runs"]
+
+
+def test_a_notebook_clones_the_course_where_it_is_missing(tmp_path):
+    """As in Colab: a bare folder, no helpers, an address to clone."""
+    bare = tmp_path / "remote" / "course.git"
+    files = ["helpers", "notebooks", "pyproject.toml"]
+    work = tmp_path / "work"
+    work.mkdir()
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    for command in (
+        ["git", "init", "--quiet", str(work)],
+        ["cp", "-r", *(str(runner.ROOT / name) for name in files), str(work)],
+        ["git", "-C", str(work), "add", "-A"],
+        ["git", "-C", str(work), *identity, "commit", "--quiet", "-m", "course"],
+        ["git", "clone", "--quiet", "--bare", str(work), str(bare)],
+    ):
+        subprocess.run(command, check=True)
+    notebook = nbformat.read(FILES[0], 4)
+    for cell in notebook.cells:
+        cell.source = cell.source.replace(runner.repository_url(), f"file://{bare}")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    nbformat.write(notebook, tmp_path / FILES[0].name)
+    parameters = {"PROFILE": "tiny"}
+    runner.execute(tmp_path / FILES[0].name, empty / "out.ipynb", parameters, cwd=empty)
+    assert (empty / "course.git" / "runs" / FILES[0].stem / "results.json").exists()
+
+
+def test_a_failing_notebook_is_named_with_its_cell(tmp_path):
+    notebook = nbformat.v4.new_notebook()
+    notebook.cells = [nbformat.v4.new_code_cell("1"), nbformat.v4.new_code_cell("int('x')")]
+    nbformat.write(notebook, tmp_path / "broken.ipynb")
+    with pytest.raises(runner.NotebookError, match=r"broken\.ipynb, cell 1: ValueError"):
+        runner.execute(tmp_path / "broken.ipynb", tmp_path / "out.ipynb", cwd=tmp_path)
+
+
+def test_a_cell_that_never_ends_is_stopped_and_shown(tmp_path, monkeypatch):
+    notebook = nbformat.v4.new_notebook()
+    notebook.cells = [nbformat.v4.new_code_cell("import time\ntime.sleep(600)  # forever")]
+    nbformat.write(notebook, tmp_path / "slow.ipynb")
+    monkeypatch.setitem(runner.CELL_TIMEOUT, "quick", 2)
+    with pytest.raises(runner.NotebookError, match=r"slow\.ipynb: .*forever"):
+        runner.execute(tmp_path / "slow.ipynb", tmp_path / "out.ipynb", cwd=tmp_path)
+
+
+def test_02_reads_every_real_volume(real_data, tmp_path):
+    (file,) = [file for file in FILES if file.name.startswith("02")]
+    for path in sorted((real_data / "volumes").glob("*.nii.gz")):
+        parameters = {"PROFILE": "tiny", "STUDY": str(path), "RUNS_DIR": str(tmp_path / "runs")}
+        runner.execute(
+            file,
+            tmp_path / "out.ipynb",
+            parameters,
+            cwd=tmp_path,
+            environment={"PYTHONPATH": str(runner.ROOT)},
+        )
+        found = json.loads((tmp_path / "runs" / file.stem / "results.json").read_text())
+        assert found["largest_difference"] <= 1
+        if path.name.startswith("mosmedlike"):
+            assert 0.5 < found["black_after_cast"] < 0.95
+
+
+def test_the_phantoms_model_looks_at_real_studies(quick_runs, real_data, tmp_path):
+    """It answers; what it answers means nothing, since the phantom is all it has seen."""
+    (file,) = [file for file in FILES if file.name.startswith("06")]
+    parameters = {"EXTERNAL": str(real_data / "volumes"), "RUNS_DIR": str(quick_runs)}
+    parameters["DATA_DIR"] = str(quick_runs.parent / "data")
+    runner.execute(file, tmp_path / "out.ipynb", parameters)
+    external = results(quick_runs, "06")["external"]
+    assert len(external) == 8
+    assert all(0 <= line["probability"] <= 1 for line in external)
+
+
+def test_a_folder_of_real_studies_runs_through_the_course(real_data, tmp_path):
+    """DATASET=<folder>: real scans in MosMedData's layout, labels of convenience."""
+    for number, path in enumerate(sorted((real_data / "volumes").glob("*.nii.gz")) * 2, start=1):
+        folder = tmp_path / "mine" / "studies" / ("CT-0" if number % 2 else "CT-2")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"study_{number:04}.nii.gz").symlink_to(path)
+    studies = cohort.find_studies(tmp_path / "mine")
+    assert len(studies) == 16
+    code = "from helpers.runner import run_course as r; import sys; r(*sys.argv[1:3], 0)"
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "mine"), "tiny"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(runner.ROOT)},
+        check=True,
+    )
+    assert len(list((tmp_path / "runs").glob("*/results.json"))) == len(FILES)
