@@ -21,8 +21,8 @@ import pandas as pd
 import pooch
 from filelock import FileLock
 from threadpoolctl import threadpool_limits
-from tqdm.auto import tqdm
 
+from helpers.progress import progress
 from helpers.volumes import UnreadableStudy, preprocess, read_study
 
 TASKS = {
@@ -241,7 +241,7 @@ def _preprocess_all(table, root, folder, size, limits, executor, workers) -> pd.
         own = executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
     try:
         jobs = _in_turn(table, root, size, limits, executor, n_ahead=4 * workers)
-        for study, result in tqdm(jobs, "preprocess", len(table), unit="study"):
+        for study, result in progress(jobs, "preprocess", len(table), unit="study"):
             if isinstance(result, UnreadableStudy):
                 skipped.append({"study": study.study, "file": study.file, "error": str(result)})
                 continue
