@@ -22,6 +22,7 @@ import pooch
 from filelock import FileLock
 from threadpoolctl import threadpool_limits
 
+from helpers.files import write_whole
 from helpers.progress import progress
 from helpers.volumes import UnreadableStudy, preprocess, read_study
 
@@ -140,9 +141,8 @@ def saved_split(table, path, fractions=(0.5, 0.2, 0.3), seed=0) -> pd.Series:
     counts = pd.crosstab(parts, table.label).reindex(PARTS, fill_value=0)
     if (counts < 1).any(axis=None):
         raise SplitError(f"{len(table)} studies are too few: a part has no study of one class")
-    path.parent.mkdir(parents=True, exist_ok=True)
     lines = pd.DataFrame({"study": table.study, "patient": table.patient, "part": parts})
-    _write(path, lambda file: lines.to_csv(file, index=False))
+    write_whole(path, lambda file: lines.to_csv(file, index=False))
     return parts
 
 
@@ -248,8 +248,8 @@ def _preprocess_all(table, root, folder, size, limits, executor, workers) -> pd.
             line, volume = result
             line |= {"study": study.study, "category": study.category, "file": study.file}
             row = folder / "rows" / f"{study.study}.npy"
-            _write(row, lambda file, volume=volume: np.save(file, volume))
-            _write(
+            write_whole(row, lambda file, volume=volume: np.save(file, volume))
+            write_whole(
                 row.with_suffix(".json"), lambda f, line=line: f.write(json.dumps(line).encode())
             )
     finally:
@@ -289,17 +289,9 @@ def _assemble(table, done, folder, size) -> tuple[np.ndarray, pd.DataFrame]:
             array[row] = done[study][1]
         array.flush()
         os.replace(temporary, target)
-    _write(folder / "index.csv", lambda file: index.to_csv(file, index=False))
+    write_whole(folder / "index.csv", lambda file: index.to_csv(file, index=False))
     for old in folder.glob("volumes-*"):
         if old != target:
             old.unlink()
     shutil.rmtree(folder / "rows")
     return np.load(target, mmap_mode="r"), index
-
-
-def _write(path, write) -> None:
-    """Write a file under a temporary name and give it its own when it is complete."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    with open(temporary, "wb") as file:
-        write(file)
-    os.replace(temporary, path)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from helpers import cohort
+from helpers.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,8 @@ def predictions(data: CourseData, which="bilstm", seed=0, runs_dir="runs") -> pd
     probability, _ = training.predict(model, data.volumes, data.table.row.to_numpy())
     table = data.table.assign(probability=probability)
     path = Path(runs_dir) / f"{which}-{data.run_name}" / "predictions.csv"
-    write_text(path, table[["study", "label", "part", "probability"]].to_csv(index=False))
+    kept = table[["study", "label", "part", "probability"]]
+    write_whole(path, lambda file: kept.to_csv(file, index=False))
     return table
 
 
@@ -185,17 +186,8 @@ def save_results(notebook, results, runs_dir="runs") -> Path:
     table at the end of `make course` shows.
     """
     path = Path(runs_dir) / notebook / "results.json"
-    write_text(path, json.dumps(results, indent=2, default=_plain) + "\n")
-    return path
-
-
-def write_text(path, text) -> None:
-    """Write a text file whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    text = json.dumps(results, indent=2, default=_plain) + "\n"
+    return write_whole(path, lambda file: file.write(text.encode()))
 
 
 def _plain(value):

@@ -219,12 +219,12 @@ def test_a_killed_process_leaves_a_usable_folder(root):
         import os, signal, threading, time
         from pathlib import Path
         from helpers import cohort
-        real = cohort._write
+        real = cohort.write_whole
         def slow(path, write):
             real(path, write)
             if path.name == "study_0003.json":
                 os.kill(os.getpid(), signal.SIGKILL)
-        cohort._write = slow
+        cohort.write_whole = slow
         root = Path({str(root)!r})
         cohort.preprocess_cohort(cohort.find_studies(root), root, root / "cache", {SIZE}, workers=1)
     """
