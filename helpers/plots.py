@@ -47,10 +47,10 @@ def show_slices(
 ) -> Figure:
     """Slices side by side in grey, with R and L at the patient's right and left.
 
-    slices: (H, W), or (H, W, 3) in colour. marks: False leaves R and L out; or a list. spacing: mm, (y, x) or a study's (z, y, x), for axes in mm. window:
-    (low, high) in HU, or a list with one or None a slice; None shows the slice's full range.
-    mask: a list with (H, W) or None a slice, drawn as an outline. caption: below, for example
-    "synthetic phantom".
+    slices: (H, W), or (H, W, 3) in colour. spacing: mm, (y, x) or a study's (z, y, x), for axes
+    in mm. window: (low, high) in HU, or a list with one or None a slice; None shows the slice's
+    full range. mask: a list with (H, W) or None a slice, drawn as an outline. marks: False, or a
+    list, leaves R and L out where they would be wrong. caption: below, for example "synthetic".
     """
     n, columns = len(slices), min(len(slices), columns)
     windows = [window] * n if window is None or np.isscalar(window[0]) else window
