@@ -1,0 +1,241 @@
+"""The phantom cohort: determinism, anatomy, disease truth, files, resume, planted shortcut."""
+
+from __future__ import annotations
+
+import hashlib
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.ndimage import distance_transform_edt
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from helpers import phantom
+
+INTERVALS = {"CT-1": (0, 0.25), "CT-2": (0.25, 0.5), "CT-3": (0.5, 0.75), "CT-4": (0.75, 1)}
+SMALL = {"counts": {"CT-0": 2, "CT-2": 1, "CT-3": 1}, "matrix": 64, "n_slices": 8, "seed": 7}
+
+
+@pytest.fixture(scope="module")
+def healthy():
+    return [phantom.make_study(seed, "CT-0", matrix=128, scanner="A") for seed in range(3)]
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    return phantom.make_cohort(tmp_path_factory.mktemp("cohort") / "one", workers=1, **SMALL)
+
+
+def digests(root):
+    files = sorted(p for p in root.rglob("*") if p.is_file() and p.suffix != ".xlsx")
+    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def peak(values, low, high):
+    """The most frequent HU (5 HU bins) between low and high."""
+    counts, edges = np.histogram(values, np.arange(low, high + 5, 5))
+    return edges[counts.argmax()] + 2.5
+
+
+def test_the_same_seed_gives_the_same_study_and_another_seed_another():
+    first, again, other = (phantom.make_study(s, "CT-2", 64, n_slices=8) for s in (3, 3, 4))
+    np.testing.assert_array_equal(first.hu, again.hu)
+    np.testing.assert_array_equal(first.mask, again.mask)
+    assert not np.array_equal(first.hu, other.hu)
+
+
+def test_geometry_is_mosmeddatas_at_full_size():
+    study = phantom.make_study(11, "CT-1")
+    depth = len(study.hu)
+    assert study.hu.shape == (depth, 512, 512) and 33 <= depth <= 53
+    assert study.hu.dtype == np.int16
+    assert study.spacing[0] == 8 and 0.58 <= study.spacing[1] == study.spacing[2] <= 1.15
+
+
+def test_hu_of_the_tissues(healthy):
+    for study in healthy:
+        hu, lung = study.hu, study.lung > 0
+        assert study.hu[:, :6, 60:68].mean() == pytest.approx(-1000, abs=15)
+        assert -920 < np.median(hu[lung]) < -580
+        assert -120 < peak(hu[~lung], -200, -20) < -80
+        assert 35 < peak(hu[~lung], 0, 120) < 75
+        assert 0.002 < (hu > 250).mean() < 0.05
+        assert hu.max() < 1600
+
+
+def test_directions(healthy):
+    for study in healthy:
+        hu, lung = study.hu.astype(float), study.lung > 0
+        area = lung.sum(axis=(1, 2))
+        top = np.flatnonzero(area)[-1]
+        assert area[top] < 0.35 * area.max(), "the apex is narrow"
+        middle = int(area.argmax())
+        rows, columns = np.nonzero(lung[middle])
+        row, column = rows.mean(), columns.mean()
+        bone_rows = np.nonzero((hu[middle] > 250) & (np.abs(np.arange(128) - column) < 10))[0]
+        assert np.median(bone_rows) > row, "the spine is posterior"
+        soft = (hu > 0) & (hu < 120)
+        below = max(np.flatnonzero(area > 0.02 * area.max())[0], 1)
+        centre = int(round(column))
+        right, left = soft[:below, :, :centre].sum(), soft[:below, :, centre:].sum()
+        assert right > 1.1 * left, "the liver is on the patient's right, columns from 0"
+        heart = slice(int(top - 0.62 * (top - below)), int(top - 0.52 * (top - below)))
+        inner = soft[heart, : int(row), int(columns.min()) + 6 : int(columns.max()) - 6]
+        offset = np.nonzero(inner)[2].mean() + columns.min() + 6 - column
+        assert offset > 1, "the heart is mostly on the patient's left"
+
+
+@pytest.mark.parametrize("category", INTERVALS)
+def test_involved_fraction_lies_in_the_class_and_is_the_masks(category):
+    low, high = INTERVALS[category]
+    for seed in (1, 2):
+        study = phantom.make_study(seed, category, matrix=96, n_slices=24)
+        mask, lung = study.mask > 0, study.lung > 0
+        assert not (mask & ~lung).any()
+        assert study.involved_fraction == pytest.approx((mask & lung).sum() / lung.sum(), abs=1e-12)
+        assert low < study.involved_fraction < high
+        columns = np.arange(96) < np.nonzero(lung)[2].mean()
+        assert mask[..., columns].any() and mask[..., ~columns].any(), "both lungs"
+        assert study.hu[mask].mean() > study.hu[lung & ~mask].mean() + 100
+
+
+def chest_depth(lung, spacing):
+    """Distance (mm) of every voxel from the outline around both lungs, slice by slice."""
+    depth = np.zeros(lung.shape)
+    for k in np.flatnonzero(lung.any(axis=(1, 2))):
+        hull = lung[k]
+        for axis in (0, 1):
+            before = np.logical_or.accumulate(lung[k], axis)
+            after = np.flip(np.logical_or.accumulate(np.flip(lung[k], axis), axis), axis)
+            hull = hull | (before & after)
+        depth[k] = distance_transform_edt(np.pad(hull, 1), sampling=spacing[1:])[1:-1, 1:-1]
+    return depth
+
+
+def test_lesions_are_peripheral_posterior_and_basal():
+    differences = []
+    for seed in range(4):
+        study = phantom.make_study(seed, "CT-2", matrix=64, n_slices=20)
+        sick = study.mask > 0
+        spared = (study.lung > 0) & ~sick
+        depth = chest_depth(study.lung > 0, study.spacing)
+        row = np.broadcast_to(np.arange(64)[:, None], sick.shape) * study.spacing[1]
+        level = np.broadcast_to(np.arange(20)[:, None, None], sick.shape) * study.spacing[0]
+        differences.append([v[sick].mean() - v[spared].mean() for v in (depth, row, level)])
+    deeper, further_back, higher = np.mean(differences, axis=0)
+    assert deeper < -5 and further_back > 15 and higher < -15
+
+
+def test_a_healthy_study_has_no_lesion(healthy):
+    for study in healthy:
+        assert study.involved_fraction == 0 and not study.mask.any()
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [({"category": "CT-5"}, "CT-5"), ({"category": "CT-0", "scanner": "Z"}, "'Z'"),
+     ({"category": "CT-0", "matrix": 8}, "matrix 8")],
+)  # fmt: skip
+def test_bad_arguments_are_named(arguments, named):
+    with pytest.raises(ValueError, match=named):
+        phantom.make_study(1, **arguments)
+
+
+def test_scanners_differ_in_padding_and_noise():
+    studies = {s: phantom.make_study(5, "CT-0", 96, 8, scanner=s) for s in phantom.SCANNERS}
+    corners = {s: int(study.hu[0, 0, 0]) for s, study in studies.items()}
+    assert corners["B"] == -2000 and corners["C"] == -3024 and corners["A"] > -1025
+    noise = {
+        s: np.diff(study.hu[:, 4:8, 44:52].astype(float)).std() for s, study in studies.items()
+    }
+    assert noise["B"] > 1.5 * noise["A"]
+
+
+def test_layout_registry_and_headers(cohort):
+    registry = pd.read_excel(cohort / "dataset_registry.xlsx")
+    assert list(registry.columns) == ["study_id", "category", "study_file", "mask_file"]
+    assert registry["study_id"].tolist() == [f"study_{i:04d}" for i in range(1, 5)]
+    assert registry["category"].tolist() == ["CT-0", "CT-0", "CT-2", "CT-3"]
+    assert registry["mask_file"].isna().tolist() == [True, True, False, False]
+    truth = pd.read_csv(cohort / "phantom_truth.csv").set_index("study_id")
+    for row in registry.itertuples():
+        image = nib.load(cohort / row.study_file.lstrip("/"))
+        assert nib.aff2axcodes(image.affine) == ("L", "A", "S")
+        assert image.get_data_dtype() == np.int16 and image.shape == (64, 64, 8)
+        assert int(image.header["qform_code"]) == int(image.header["sform_code"]) == 1
+        np.testing.assert_allclose(image.get_qform(), image.affine, atol=1e-4)
+        assert bytes(image.header["descrip"]).startswith(b"synthetic")
+        study = phantom.make_study(
+            int(truth.seed[row.study_id]), row.category, 64, 8, truth.scanner[row.study_id]
+        )
+        hu = np.asarray(image.dataobj).transpose(2, 1, 0)[:, ::-1]
+        np.testing.assert_array_equal(hu, study.hu)
+        assert truth.involved_fraction[row.study_id] == pytest.approx(
+            study.involved_fraction, abs=1e-6
+        )
+        if row.category != "CT-0":
+            mask = nib.load(cohort / row.mask_file.lstrip("/"))
+            np.testing.assert_array_equal(
+                np.asarray(mask.dataobj).transpose(2, 1, 0)[:, ::-1], study.mask
+            )
+
+
+def test_two_workers_make_the_same_files_as_one(cohort, tmp_path):
+    other = phantom.make_cohort(tmp_path / "two", workers=2, **SMALL)
+    assert digests(other) == digests(cohort)
+
+
+def test_only_what_is_missing_is_made_again(tmp_path):
+    root = phantom.make_cohort(tmp_path / "cohort", workers=1, **SMALL)
+    before = digests(root)
+    times = {p: p.stat().st_mtime_ns for p in (root / "studies").rglob("*.gz")}
+    lost = root / "studies/CT-2/study_0003.nii.gz"
+    lost.unlink()
+    phantom.make_cohort(root, workers=1, **SMALL)
+    assert digests(root) == before
+    changed = {p for p, t in times.items() if p.stat().st_mtime_ns != t}
+    assert changed == {lost}
+    assert not list(root.rglob("*.tmp*"))
+
+
+def test_other_settings_are_refused(cohort):
+    before = digests(cohort)
+    with pytest.raises(ValueError, match="another seed") as error:
+        phantom.make_cohort(cohort, workers=1, **(SMALL | {"seed": 8}))
+    assert str(cohort) in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="CT-9"):
+        phantom.make_cohort(cohort / "x", counts={"CT-9": 1})
+    assert digests(cohort) == before
+
+
+@pytest.mark.parametrize("shortcut", [False, True])
+def test_scanner_follows_the_label_only_when_planted(shortcut):
+    plan = phantom._plan({"CT-0": 150, "CT-2": 150}, seed=1, scanner_shortcut=shortcut)
+    share = {
+        category: np.mean([j["scanner"] == "B" for j in plan if j["category"] == category])
+        for category in ("CT-0", "CT-2")
+    }
+    if shortcut:
+        assert share["CT-2"] > 0.8 and share["CT-0"] < 0.1
+    else:
+        assert abs(share["CT-2"] - share["CT-0"]) < 0.15
+
+
+def test_a_histogram_does_not_solve_the_task():
+    def features(job):
+        study = phantom.make_study(job["seed"], job["category"], 48, 14, job["scanner"])
+        counts = np.histogram(study.hu, 32, (-1000, 400))[0]
+        return np.log(counts / counts.sum() + 1e-5)
+
+    plan = phantom._plan(phantom.DEFAULT_COUNTS, seed=2020, scanner_shortcut=False)
+    histograms = np.array([features(job) for job in plan])
+    label = np.array([job["category"] != "CT-0" for job in plan])
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    score = cross_val_predict(model, histograms, label, cv=folds, method="predict_proba")[:, 1]
+    assert roc_auc_score(label, score) < 0.85
