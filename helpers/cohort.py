@@ -102,7 +102,7 @@ def label_studies(table, task="ct0-ct23") -> pd.DataFrame:
     return chosen.reset_index(drop=True)
 
 
-def split_by_patient(table, fractions=(0.5, 0.2, 0.3), seed=0) -> pd.Series:
+def split_by_patient(table, fractions=(0.6, 0.15, 0.25), seed=0) -> pd.Series:
     """Deal patients out to train, validation and test; returns the part of each line of `table`.
 
     Patients are shuffled within their category and dealt out in that order, each to the part
@@ -122,7 +122,7 @@ def split_by_patient(table, fractions=(0.5, 0.2, 0.3), seed=0) -> pd.Series:
     return table.patient.map(part_of).rename("part")
 
 
-def saved_split(table, path, fractions=(0.5, 0.2, 0.3), seed=0) -> pd.Series:
+def saved_split(table, path, fractions=(0.6, 0.15, 0.25), seed=0) -> pd.Series:
     """The split stored at `path`; made with `split_by_patient` and stored if there is none.
 
     SplitError if a part lacks a class, or if the stored split does not know a study.

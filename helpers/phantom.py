@@ -21,13 +21,13 @@ from scipy import ndimage
 
 from helpers import phantom_disease as disease
 from helpers.phantom_anatomy import draw_patient
-from helpers.phantom_organs import draw_anatomy, stretch
+from helpers.phantom_organs import Bedding, draw_anatomy, stretch
 from helpers.progress import progress
 
 CATEGORIES = ("CT-0", "CT-1", "CT-2", "CT-3", "CT-4")
 DEFAULT_COUNTS = {"CT-0": 60, "CT-2": 44, "CT-3": 16}
 SLICE_SPACING = 8.0
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,8 @@ def _scan(rng, hu, scanner, anatomy):
     middle = (np.arange(matrix, dtype=np.float32) - (matrix - 1) / 2) * pixel
     y, x = middle[:, None], middle[None, :]
     back = float(middle[np.flatnonzero((hu > -300).any(axis=(0, 2)))[-1]])
-    top = back + rng.uniform(3, 9) - scanner.table_curve * x**2
+    top = back + rng.uniform(4, 34) - scanner.table_curve * x**2
+    bedding = Bedding(rng, pixel)
     blur = abs(scanner.sharpness) * matrix / 512
     noise_level = scanner.noise * rng.uniform(0.8, 1.25) * np.sqrt(matrix / 512)
     share = [np.clip(0.5 + (1.6 - np.abs(y - top - d)) / pixel, 0, 1) for d in (0, 22)]
@@ -140,6 +141,7 @@ def _scan(rng, hu, scanner, anatomy):
         if breathing and anatomy.levels[k] < -40:
             moved = np.roll(image, breathing, axis=0) - image
             image = image + np.clip((40 - plane.y) / 75, 0, 0.4) * moved
+        bedding.cover(image, (y < top) & (y > back - 45))
         image += 30 * ((y > top) & (image < -900))
         for line, value in zip(share, (-150, -420), strict=True):
             image += line * np.maximum(value - image, 0) * (y > top - 4)

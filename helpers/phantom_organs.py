@@ -245,3 +245,25 @@ def _paint_sternum(hu, plane, z, front, bone):
         x, y = np.abs(plane.x[box]) - half, np.abs(plane.y[box] + front + 6) - 5.5
         gap = np.maximum(x, y) + 0.25 * np.minimum(np.abs(x), np.abs(y))
         paint_bone(hu[box], gap, 560 * bone, 170 * bone, plane.pixel)
+
+
+class Bedding:
+    """A cushion under the patient and a blanket over the chest, as dense as lung or denser.
+
+    Outside the body they mean nothing; they only keep a histogram of the whole scan from
+    telling much about the lungs.
+    """
+
+    def __init__(self, rng, pixel):
+        self.cushion, self.blanket = rng.uniform(-900, -250, 2)
+        self.rows = round(rng.uniform(0, 16) / pixel)
+
+    def cover(self, image, under):
+        """Draw both into one slice (H, W) of HU, in place; under: where a cushion can lie."""
+        body = image > -300
+        below_skin = np.logical_or.accumulate(body, axis=0)
+        above_back = np.logical_or.accumulate(body[::-1], axis=0)[::-1]
+        image[below_skin & ~above_back & under] = self.cushion
+        raised = np.zeros_like(body)
+        raised[: len(body) - self.rows] = below_skin[self.rows :]
+        image[raised & ~below_skin] = self.blanket

@@ -46,7 +46,9 @@ def phantom_gifs(folder="gifs", matrix=512, size=(64, 256, 256), seed=2020) -> l
     written = []
     with tempfile.TemporaryDirectory() as made:
         phantom.make_cohort(made, {"CT-0": 1, "CT-3": 1}, matrix, seed, workers=1)
-        for study, name in zip(find_studies(made).file, ("ct0_normal", "ct23_abnormal"), strict=True):
+        for study, name in zip(
+            find_studies(made).file, ("ct0_normal", "ct23_abnormal"), strict=True
+        ):
             hu, seen = read_study(Path(made) / study).hu, preprocess(Path(made) / study, size)
             text = "synthetic phantom"
             raw, normalised = f"{name}_raw.gif", f"{name}_normalized.gif"

@@ -1,0 +1,103 @@
+"""Random changes of training scans that a radiologist would not mind, batched on the device."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as functional
+
+
+def augment(
+    volumes: torch.Tensor,
+    generator: torch.Generator,
+    strength: float = 1.0,
+    flip: bool = True,
+    degrees: float = 10.0,
+    shift: float = 0.05,
+    scale: float = 0.05,
+    slice_shift: float = 1.0,
+    slice_stretch: float = 0.05,
+    gain: float = 0.02,
+    offset: float = 0.01,
+    gamma: float = 0.04,
+    noise: float = 0.01,
+) -> torch.Tensor:
+    """Augment a batch: each scan as a whole gets its own random change.
+
+    volumes: float (B, D, H, W) in [0, 1] on any device; returns the same, a new tensor.
+    generator: a CPU generator. All random numbers come from it, so the same seed gives the
+    same scans on every device. strength multiplies every range below; 0 changes nothing.
+
+    flip: left-right, half of the scans. degrees: rotation in the plane, up to this much either
+    way. shift, scale: of the plane, as a fraction of its size. slice_shift (slices),
+    slice_stretch (fraction): along the depth. gain, offset, gamma: brightness, as deviations
+    from 1, 0 and 1 (small, because HU are calibrated). noise: largest standard deviation.
+    Outside the plane is air (0).
+    """
+    if strength == 0:
+        return volumes.clone()
+    n_scans = volumes.shape[0]
+
+    def draw(largest: float) -> torch.Tensor:
+        numbers = 2 * torch.rand(n_scans, generator=generator) - 1
+        return (strength * largest * numbers).to(volumes.device)
+
+    flipped = (draw(1.0) > 0) & flip
+    angle, enlarge = draw(math.radians(degrees)), 1 + draw(scale)
+    across, along = draw(2 * shift), draw(2 * shift)
+    moved, stretch = draw(slice_shift), 1 + draw(slice_stretch)
+    gains, offsets, gammas = 1 + draw(gain), draw(offset), 1 + draw(gamma)
+    deviations = draw(noise)
+
+    volumes = torch.where(flipped.view(-1, 1, 1, 1), volumes.flip(-1), volumes)
+    volumes = move_slices(volumes, moved, stretch)
+    volumes = move_plane(volumes, angle, enlarge, across, along)
+    volumes = volumes.clamp(0, 1).pow(gammas.view(-1, 1, 1, 1))
+    volumes = volumes * gains.view(-1, 1, 1, 1) + offsets.view(-1, 1, 1, 1)
+    if noise > 0:
+        # One field for the batch, with an amplitude and a sign of its own in each scan: drawn on
+        # the CPU, noise for every voxel of the batch would take longer than the network.
+        field = torch.randn(volumes.shape[1:], generator=generator).to(volumes.device)
+        volumes = torch.addcmul(volumes, deviations.view(-1, 1, 1, 1), field)
+    return volumes.clamp(0, 1)
+
+
+def move_plane(
+    volumes: torch.Tensor,
+    angle: torch.Tensor,
+    enlarge: torch.Tensor,
+    across: torch.Tensor,
+    along: torch.Tensor,
+) -> torch.Tensor:
+    """Rotate, scale and shift every slice of a scan alike, about the middle of the plane.
+
+    volumes: (B, D, H, W). angle: (B,) radians, positive turns columns towards rows. enlarge:
+    (B,) factor. across, along: (B,) shifts of columns and rows, in half widths and half heights.
+    """
+    n_rows, n_columns = volumes.shape[-2:]
+    cosine, sine = torch.cos(angle) / enlarge, torch.sin(angle) / enlarge
+    # grid_sample asks where each output pixel comes from, in half widths and half heights.
+    ratio = n_rows / n_columns
+    from_columns = torch.stack([cosine, sine * ratio, -across], dim=1)
+    from_rows = torch.stack([-sine / ratio, cosine, -along], dim=1)
+    inverse = torch.stack([from_columns, from_rows], dim=1)
+    grid = functional.affine_grid(inverse, list(volumes.shape), align_corners=False)
+    return functional.grid_sample(volumes, grid.to(volumes.dtype), align_corners=False)
+
+
+def move_slices(volumes: torch.Tensor, moved: torch.Tensor, stretch: torch.Tensor) -> torch.Tensor:
+    """Shift and stretch scans along the depth, linear between slices, end slices repeated.
+
+    volumes: (B, D, H, W). moved: (B,) slices upwards. stretch: (B,) factor about the middle.
+    """
+    n_scans, n_slices = volumes.shape[:2]
+    middle = (n_slices - 1) / 2
+    places = torch.arange(n_slices, device=volumes.device) - middle
+    source = places / stretch.view(-1, 1) - moved.view(-1, 1) + middle
+    source = source.clamp(0, n_slices - 1)
+    below = source.floor().long()
+    above = (below + 1).clamp(max=n_slices - 1)
+    weight = (source - below).view(n_scans, n_slices, 1, 1).to(volumes.dtype)
+    scan = torch.arange(n_scans, device=volumes.device).view(-1, 1)
+    return torch.lerp(volumes[scan, below], volumes[scan, above], weight)

@@ -1,0 +1,111 @@
+"""Checkpoints of a training run: written whole or not at all, read without running their code."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged, foreign, or of another network."""
+
+
+def fingerprint(*arrays: np.ndarray) -> str:
+    """Eight hexadecimal digits that change with the contents of the arrays."""
+    checksum = 0
+    for array in arrays:
+        checksum = zlib.crc32(np.ascontiguousarray(array).tobytes(), checksum)
+    return f"{checksum:08x}"
+
+
+def save_run(folder: Path, settings: dict, parts: dict, history: list[dict]) -> None:
+    """Write best.pt where the last epoch is the best one, then last.pt and history.csv.
+
+    parts: model, optimizer and scaler. A run that stops between the files does the last epoch
+    again, because last.pt comes after best.pt.
+    """
+    losses = [row["validation_loss"] for row in history]
+    state = {name: part.state_dict() for name, part in parts.items()}
+    state |= {"epoch": len(history), "history": history, "best": min(losses), "settings": settings}
+    folder.mkdir(parents=True, exist_ok=True)
+    if epochs_since_best(history) == 0:
+        write_whole(folder / "best.pt", lambda path: torch.save(state, path))
+    write_whole(folder / "last.pt", lambda path: torch.save(state, path))
+    table = pd.DataFrame(history)
+    write_whole(folder / "history.csv", lambda path: table.to_csv(path, index=False))
+
+
+def start_run(folder: Path, settings: dict, parts: dict, resume: bool) -> list[dict]:
+    """Bring the parts to where last.pt left them and return its history; else start anew.
+
+    ValueError when last.pt was made with other settings; resume=False removes the old files.
+    """
+    path = folder / "last.pt"
+    if not resume:
+        for name in ("last.pt", "best.pt", "history.csv"):
+            (folder / name).unlink(missing_ok=True)
+    if not path.exists():
+        return []
+    state = read_checkpoint(path)
+    for name, now in settings.items():
+        before = state["settings"].get(name)
+        if before != now:
+            raise ValueError(
+                f"{path}: made with {name}={before}, now {name}={now}; use the old value, "
+                "another run_dir, or resume=False to start again"
+            )
+    load_weights(parts["model"], state, path)
+    parts["optimizer"].load_state_dict(state["optimizer"])
+    if state["scaler"]:
+        parts["scaler"].load_state_dict(state["scaler"])
+    return state["history"]
+
+
+def load_weights(model: nn.Module, state: dict, path: str | Path) -> None:
+    """Put the weights of a checkpoint's state into `model`; CheckpointError if they do not fit."""
+    here, there = model.state_dict(), state["model"]
+    for name in sorted(set(here) | set(there)):
+        shapes = [tuple(w[name].shape) if name in w else "missing" for w in (here, there)]
+        if shapes[0] != shapes[1]:
+            raise CheckpointError(
+                f"{path}: weights of another network ({name}: {shapes[1]} in the file, "
+                f"{shapes[0]} in {type(model).__name__}); build the model with the same options"
+            )
+    model.load_state_dict(there)
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """Read a checkpoint to the CPU; CheckpointError, in one line, if it is none."""
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: no such checkpoint; train first, or correct the path")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or hostile file can fail in any way
+        raise CheckpointError(
+            f"{path}: damaged, or no checkpoint of this course ({type(error).__name__}); "
+            "delete it and train again"
+        ) from error
+    expected = {"model", "optimizer", "scaler", "epoch", "history", "best", "settings"}
+    if not isinstance(state, dict) or not expected <= set(state):
+        raise CheckpointError(f"{path}: no checkpoint of this course; give a last.pt or best.pt")
+    return state
+
+
+def epochs_since_best(history: list[dict]) -> int:
+    """How many epochs ago the validation loss was lowest; 0 for the last one or before any."""
+    losses = [row["validation_loss"] for row in history]
+    return len(losses) - 1 - losses.index(min(losses)) if losses else 0
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Call `write` with a temporary name and then give the file its own name in one step."""
+    temporary = path.with_name(path.name + ".part")
+    write(temporary)
+    os.replace(temporary, path)

@@ -1,0 +1,267 @@
+"""Train a network on the cohort's memory map, with checkpoints that resume exactly."""
+
+from __future__ import annotations
+
+import math
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from helpers.augmentation import augment as augment_batch
+from helpers.checkpoints import (
+    CheckpointError,
+    epochs_since_best,
+    fingerprint,
+    save_run,
+    start_run,
+)
+from helpers.prediction import (
+    Scans,
+    autocast,
+    load_model,
+    pick_device,
+    pick_precision,
+    predict,
+    read_scans,
+    seeded,
+)
+from helpers.progress import progress
+
+__all__ = [
+    "CheckpointError",
+    "LiveCurve",
+    "fit",
+    "learning_rate_factor",
+    "load_model",
+    "pick_device",
+    "pick_precision",
+    "positive_weight",
+    "predict",
+]
+
+
+def learning_rate_factor(step: int, n_steps: int, n_warmup: int) -> float:
+    """The part of the full learning rate to use at `step` (0 to n_steps - 1).
+
+    It rises in a line over the first n_warmup steps, reaches 1, and falls along half a cosine
+    to almost 0 (Loshchilov and Hutter 2017, arXiv 1608.03983).
+    """
+    if step < n_warmup:
+        return (step + 1) / n_warmup
+    progress = (step - n_warmup) / max(1, n_steps - n_warmup)
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def positive_weight(labels: np.ndarray) -> float:
+    """What one positive scan must count for both classes to weigh the same in the loss."""
+    return float(np.sum(labels == 0) / np.sum(labels == 1))
+
+
+def fit(
+    model: nn.Module,
+    volumes: np.ndarray,
+    labels: np.ndarray,
+    train_rows: np.ndarray,
+    validation_rows: np.ndarray,
+    run_dir: str | Path,
+    epochs: int = 30,
+    batch_size: int = 8,
+    learning_rate: float = 3e-3,
+    weight_decay: float = 1e-2,
+    warmup: float = 0.1,
+    precision: str = "auto",
+    device: str = "auto",
+    class_weighting: bool = True,
+    augment: float = 1.0,
+    patience: int = 10,
+    clip: float = 1.0,
+    seed: int = 0,
+    resume: bool = True,
+    on_epoch: Callable[[pd.DataFrame], Any] | None = None,
+    max_epochs_this_call: int | None = None,
+) -> pd.DataFrame:
+    """Train `model` and return its history; afterwards the model holds its best weights.
+
+    volumes: uint8 (N, D, H, W), usually a memory map. labels: (N,) of 0 and 1. train_rows,
+    validation_rows: rows of both. run_dir gets last.pt, best.pt and history.csv.
+
+    Loss: binary cross-entropy; class_weighting counts a positive scan n_negative / n_positive
+    times. AdamW, linear warm-up (a fraction of all steps), cosine decay, gradients clipped at
+    norm `clip`. augment: strength of the augmentation, 0 for none.
+
+    The best epoch has the lowest validation loss, and `patience` epochs without a better one
+    end the training. The AUC does not decide: with few scans it takes few values and stays at 1
+    while the network still learns.
+
+    resume: go on from last.pt, with the same settings. On the CPU an interrupted and resumed
+    run equals an unbroken one to the last digit. max_epochs_this_call ends a call early, for a
+    later one to resume. The initial weights are the caller's: torch.manual_seed before them.
+
+    Returns one row an epoch: epoch (from 1), train_loss, validation_loss, validation_auc,
+    learning_rate (of its last step), seconds. ValueError for unusable labels or changed
+    settings, CheckpointError for a damaged last.pt, RuntimeError for a loss that is not finite.
+    """
+    labels, train_rows = np.asarray(labels), np.asarray(train_rows)
+    validation_rows = np.asarray(validation_rows)
+    check_labels(labels[train_rows], "training")
+    check_labels(labels[validation_rows], "validation")
+    settings = {
+        "model": f"{type(model).__name__} {zlib.crc32(repr(model).encode()):08x}",
+        "data": fingerprint(labels, train_rows, validation_rows, volumes[train_rows[0]]),
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "warmup": warmup,
+        "precision": precision,
+        "class_weighting": class_weighting,
+        "augment": float(augment),
+        "patience": patience,
+        "clip": clip,
+        "seed": seed,
+    }
+    folder, used = Path(run_dir), pick_device(device)
+    precision = pick_precision(used, precision)
+    model.to(used)
+    parts = {
+        "model": model,
+        "optimizer": torch.optim.AdamW(decayed_and_not(model, weight_decay)),
+        "scaler": torch.amp.GradScaler("cuda", enabled=precision == "fp16"),
+    }
+    history = start_run(folder, settings, parts, resume)
+    if history and on_epoch:
+        on_epoch(pd.DataFrame(history))
+    scans = Scans(volumes, used, keep=True)
+    targets = torch.tensor(labels, dtype=torch.float32)
+    weight = positive_weight(labels[train_rows]) if class_weighting else 1.0
+    stop = min(epochs, len(history) + (max_epochs_this_call or epochs))
+    with progress(total=epochs, initial=len(history), desc="epochs") as bar:
+        while len(history) < stop and epochs_since_best(history) < patience:
+            started, row = time.perf_counter(), {"epoch": len(history) + 1}
+            row |= train_one_epoch(
+                parts, scans, targets, train_rows, weight, precision, settings, len(history)
+            )
+            logits, _ = read_scans(model, scans, validation_rows, batch_size, precision)
+            loss, auc = validation_loss_and_auc(logits, targets[validation_rows], weight)
+            row |= {"validation_loss": loss, "validation_auc": auc}
+            row["seconds"] = time.perf_counter() - started
+            history.append(row)
+            save_run(folder, settings, parts, history)
+            bar.update()
+            bar.set_postfix(train=row["train_loss"], validation=row["validation_loss"])
+            if on_epoch:
+                on_epoch(pd.DataFrame(history))
+    load_model(model, folder / "best.pt", str(used))
+    return pd.DataFrame(history)
+
+
+def train_one_epoch(
+    parts: dict,
+    scans: Scans,
+    targets: torch.Tensor,
+    rows: np.ndarray,
+    weight: float,
+    precision: str,
+    settings: dict,
+    epoch: int,
+) -> dict[str, float]:
+    """One pass over the rows in random order; `epoch` counts from 0."""
+    model, optimizer, scaler = parts["model"], parts["optimizer"], parts["scaler"]
+    batches = range(0, len(rows), settings["batch_size"])
+    n_steps = settings["epochs"] * len(batches)
+    n_warmup = round(settings["warmup"] * n_steps)
+    total = 0.0
+    model.train()
+    # Each epoch has a seed of its own, so a resumed run draws what an unbroken one would have.
+    with seeded(scans.device, settings["seed"], epoch) as generator:
+        order = rows[torch.randperm(len(rows), generator=generator).numpy()]
+        for k, first in enumerate(batches):
+            chosen = order[first : first + settings["batch_size"]]
+            factor = learning_rate_factor(epoch * len(batches) + k, n_steps, n_warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = factor * settings["learning_rate"]
+            volumes = augment_batch(scans.take(chosen), generator, settings["augment"])
+            with autocast(scans.device, precision):
+                logits, _ = model(volumes)
+            loss = weighted_loss(logits, targets[chosen].to(scans.device), weight)
+            if not math.isfinite(loss.item()):
+                raise RuntimeError(
+                    f"the loss became {loss.item()} in epoch {epoch + 1}: start again with a "
+                    f"learning_rate below {settings['learning_rate']} or with precision='fp32'"
+                )
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), settings["clip"])
+            scaler.step(optimizer)
+            scaler.update()
+            total += loss.item() * len(chosen)
+    return {"train_loss": total / len(rows), "learning_rate": optimizer.param_groups[0]["lr"]}
+
+
+def check_labels(labels: np.ndarray, part: str) -> None:
+    """ValueError unless both classes, 0 and 1, are there and nothing else."""
+    if set(np.unique(labels)) != {0, 1}:
+        raise ValueError(
+            f"the {part} rows have the labels {np.unique(labels).tolist()}, not 0 and 1: "
+            "choose rows in which both classes occur"
+        )
+
+
+def weighted_loss(logits: torch.Tensor, labels: torch.Tensor, weight: float) -> torch.Tensor:
+    """Mean binary cross-entropy of (B,) logits, a positive scan counted `weight` times."""
+    pos_weight = torch.tensor(weight, device=logits.device)
+    return binary_cross_entropy_with_logits(logits.float(), labels, pos_weight=pos_weight)
+
+
+def validation_loss_and_auc(
+    logits: torch.Tensor, labels: torch.Tensor, weight: float
+) -> tuple[float, float]:
+    """What an epoch is judged by."""
+    return weighted_loss(logits, labels, weight).item(), float(roc_auc_score(labels, logits))
+
+
+def decayed_and_not(model: nn.Module, weight_decay: float) -> list[dict]:
+    """AdamW's two groups: matrices are decayed, biases and norms are not."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+class LiveCurve:
+    """For fit's on_epoch: draws the training curves again in place after every epoch.
+
+    Outside a notebook it does nothing; in one that runs without a screen the last picture stays.
+    """
+
+    def __init__(self) -> None:
+        self.display = None
+
+    def __call__(self, history: pd.DataFrame) -> None:
+        try:
+            from IPython import display, get_ipython
+        except ImportError:
+            return
+        if not hasattr(get_ipython(), "kernel"):
+            return
+        import matplotlib.pyplot as plt
+
+        from helpers.plots import training_curves
+
+        figure = training_curves(history)
+        if self.display is None:
+            self.display = display.display(figure, display_id=True)
+        else:
+            self.display.update(figure)
+        plt.close(figure)
