@@ -33,7 +33,7 @@ class Profile:
 
 PROFILES = {
     "tiny": Profile((16, 48, 48), 4, 2, 4, 1, {"CT-0": 8, "CT-2": 6, "CT-3": 2}, 64),
-    "quick": Profile((32, 96, 96), 4, 14, 8, 6, {"CT-0": 60, "CT-2": 44, "CT-3": 16}, 192),
+    "quick": Profile((32, 96, 96), 4, 12, 8, 4, {"CT-0": 60, "CT-2": 44, "CT-3": 16}, 192),
     "full": Profile((64, 256, 256), 4, 40, 64, 40, {"CT-0": 100, "CT-2": 74, "CT-3": 26}, 512),
 }
 MODELS = {"bilstm": "Bi-LSTM", "cnn3d": "3-D CNN (Keras recipe)"}

@@ -110,8 +110,8 @@ def fit(
     learning_rate (of its last step), seconds. ValueError for unusable labels or changed
     settings, CheckpointError for a damaged last.pt, RuntimeError for a loss that is not finite.
     """
-    labels, train_rows = np.asarray(labels), np.asarray(train_rows)
-    validation_rows = np.asarray(validation_rows)
+    labels, train_rows = np.array(labels), np.array(train_rows)
+    validation_rows = np.array(validation_rows)
     check_labels(labels[train_rows], "training")
     check_labels(labels[validation_rows], "validation")
     settings = {
@@ -240,15 +240,17 @@ def decayed_and_not(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 class LiveCurve:
-    """For fit's on_epoch: draws the training curves again in place after every epoch.
+    """For fit's on_epoch: draws the training curves again in place, after every `every` epochs.
 
     Outside a notebook it does nothing; in one that runs without a screen the last picture stays.
     """
 
-    def __init__(self) -> None:
-        self.display = None
+    def __init__(self, every: int = 1) -> None:
+        self.every, self.display = every, None
 
     def __call__(self, history: pd.DataFrame) -> None:
+        if len(history) % self.every:
+            return
         try:
             from IPython import display, get_ipython
         except ImportError:

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from helpers.volumes import preprocess, read_study, window
 
 
-def save_gif(volume, path, fps=12, size=512, limits=(-1000, 400), caption="", levels=32) -> Path:
+def save_gif(volume, path, fps=12, size=512, limits=(-1000, 400), caption="", levels=20) -> Path:
     """Write a volume (D, H, W) as a looped GIF that scrolls from the feet to the head.
 
     volume: HU, shown in the window `limits` (low, high), or uint8, shown as it is. size: of a
