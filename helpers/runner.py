@@ -64,7 +64,8 @@ def execute(source, target, parameters=None, cwd=ROOT, environment=None) -> floa
             f"{Path(source).name}, cell {error.cell_index}: {error.ename}: {error.evalue}"
         ) from error
     except CellTimeoutError as error:
-        where = str(error).split("Here is a preview", 1)[-1].strip()[:300]
+        preview = str(error).split("-------------------")
+        where = " ".join((preview[1] if len(preview) > 1 else preview[0]).split())[:200]
         raise NotebookError(f"{Path(source).name}: a cell ran out of time: {where}") from error
     except (DeadKernelError, RuntimeError) as error:
         raise NotebookError(
