@@ -78,14 +78,18 @@ def execute(source, target, parameters=None, cwd=ROOT, environment=None) -> floa
 
 
 def run_course(dataset, profile, seed, data_dir="data", runs_dir="runs") -> list[dict]:
-    """Execute every notebook in order, with a line each, and print the table of results."""
+    """Execute every notebook in order, with a line each, and print the table of results.
+
+    data_dir, runs_dir: relative to the folder that this is called in.
+    """
     files, lines = notebook_files(), []
     parameters = {"DATASET": dataset, "PROFILE": profile, "SEED": seed}
     parameters |= {"DATA_DIR": str(data_dir), "RUNS_DIR": str(runs_dir)}
     for position, file in enumerate(files, start=1):
         print(f"[{position}/{len(files)}] {file.stem} ...", end=" ", flush=True)
         target = Path(runs_dir) / "notebooks" / file.name
-        seconds = execute(file, target, parameters, environment={"TQDM_DISABLE": "1"})
+        quiet = {"TQDM_DISABLE": "1"}
+        seconds = execute(file, target, parameters, cwd=Path.cwd(), environment=quiet)
         print(f"{seconds:.0f} s", flush=True)
         results = json.loads((Path(runs_dir) / file.stem / "results.json").read_text())
         lines.append({"notebook": file.stem, "seconds": seconds, "summary": results["summary"]})
