@@ -32,7 +32,7 @@ notebooks: .venv/installed
 
 # The README's GIFs of the phantom
 gifs: .venv/installed
-	$(RUN) -m helpers.viewers gifs
+	$(RUN) -m helpers.gifs
 
 # Write the repository's address into every badge and setup cell: make repo-url URL=https://github.com/OWNER/NAME
 repo-url: .venv/installed

@@ -88,6 +88,47 @@ def check_slice_distance(distance):
     return verdict(close(distance, 41 * 8 / 64, 1e-2), "A stretch adds slices, not detail.", hint)
 
 
+def check_lesion_hu(value, hu, mask):
+    """3.1: the mean HU inside the lesion; hu, mask: (D, H, W)."""
+    if mask is None:
+        print("This study comes without a lesion mask: try the phantom.")
+        return None
+    if not answer(value):
+        return None
+    hint = "Index the HU with the mask, which picks the voxels where it is true, and take the mean."
+    if close(value, hu[~mask].mean()):
+        hint = "That is the mean outside of the lesion."
+    if close(value, (hu * mask).mean()):
+        hint = "hu * mask keeps a 0 for every voxel outside, and the mean counts them."
+    praise = "Clear lung is near -800 HU: every step up is less air."
+    return verdict(close(value, hu[mask].mean()), praise, hint)
+
+
+def check_linked(function):
+    """3.2: the slice at the same fraction of the height."""
+    if not answer(function):
+        return None
+    cases = [(0, 40, 40), (39, 40, 20), (20, 41, 33), (0, 10, 40), (5, 10, 40), (32, 33, 54)]
+    try:
+        found = [function(*case) for case in cases]
+    except Exception as error:
+        return verdict(False, "", f"It stopped with {type(error).__name__}: {error}")
+    if not answer(*found):
+        return None
+    hint = "Slice k's middle is at (k + 0.5) / n_a of the height; times n_b, and cut to an int."
+    if any(
+        close(slice_, k) for slice_, (k, n_a, n_b) in zip(found, cases, strict=True) if k >= n_b
+    ):
+        hint = "A study of 20 slices has no slice 39: use the fraction of the height."
+    elif any(isinstance(slice_, float) and slice_ % 1 for slice_ in found):
+        hint = "A slice is a whole number: int(...) cuts off the rest."
+    right = all(
+        close(slice_, int((k + 0.5) / n_a * n_b))
+        for slice_, (k, n_a, n_b) in zip(found, cases, strict=True)
+    )
+    return verdict(right, "20 slices and 40 slices reach the apex together.", hint)
+
+
 def check_lstm_parameters(count):
     """4.1: the parameters of a bidirectional LSTM with 96 features and 64 hidden units."""
     if not answer(count):

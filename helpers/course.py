@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +46,7 @@ class CourseData:
 
     root: the folder of studies. table: one line a study, with category, label, part, row and
     geometry. volumes: uint8, (N, D, H, W), indexed by the table's `row`. caption: what every
-    figure of these data must say.
+    figure of these data must say. mirror: where data and runs are kept as well, or "".
     """
 
     name: str
@@ -56,6 +57,7 @@ class CourseData:
     caption: str
     profile: Profile
     run_name: str
+    mirror: str = ""
 
     @property
     def labels(self) -> np.ndarray:
@@ -69,23 +71,40 @@ class CourseData:
         return self.table.row[self.table.part == part].to_numpy()
 
 
-def get_studies(dataset="phantom", profile="quick", data_dir="data") -> tuple[Path, Path, str]:
+def get_studies(
+    dataset="phantom", profile="quick", data_dir="data", mirror=""
+) -> tuple[Path, Path, str]:
     """Make sure that the studies are there; returns their folder, a work folder and a caption.
 
     dataset: "phantom" (made here), "mosmed" (downloaded) or a folder in MosMedData's layout.
     The work folder is below `data_dir`; nothing is ever written into a folder of yours.
+    mirror: a folder that outlives this machine, on a mounted Drive for example. A missing work
+    folder is restored from it, and a new one is kept there. MirrorError if it cannot be reached.
     """
+    root, work, caption = _bring_studies(dataset, profile, data_dir, mirror)
+    if mirror:
+        from helpers.mirror import archive_of
+
+        if not archive_of(work, mirror).exists():
+            _Keeper(work, mirror)()
+    return root, work, caption
+
+
+def _bring_studies(dataset, profile, data_dir, mirror):
+    """Restore, make or download; what `get_studies` returns."""
     if dataset == "phantom":
         from helpers import phantom
 
         root = Path(data_dir) / f"phantom-{profile}"
         sizes = PROFILES[profile]
+        _restore(root, mirror)
         phantom.make_cohort(root, sizes.phantom_counts, sizes.phantom_matrix)
         return root, root, "Synthetic phantom, not a patient."
     if dataset == "mosmed":
         from helpers import mosmed
 
         root = Path(data_dir) / "mosmed"
+        _restore(root, mirror)
         mosmed.download(root)
         return root, root, "MosMedData (Morozov et al. 2020), CC BY-NC-ND 3.0."
     root = Path(dataset).expanduser()
@@ -94,7 +113,33 @@ def get_studies(dataset="phantom", profile="quick", data_dir="data") -> tuple[Pa
             f'{dataset}: no folder with studies/ in it; DATASET is "phantom", "mosmed" or one'
         )
     digest = hashlib.sha1(str(root.resolve()).encode()).hexdigest()[:8]
-    return root, Path(data_dir) / f"{root.resolve().name}-{digest}", f"Studies of {root.name}."
+    work = Path(data_dir) / f"{root.resolve().name}-{digest}"
+    _restore(work, mirror)
+    return root, work, f"Studies of {root.name}."
+
+
+def _restore(folder, mirror):
+    if mirror:
+        from helpers.mirror import restore
+
+        restore(folder, mirror)
+
+
+class _Keeper:
+    """Call it to mirror the folder; where that fails, the first failure is a warning."""
+
+    def __init__(self, folder, mirror):
+        self.folder, self.mirror, self.has_warned = folder, mirror, False
+
+    def __call__(self):
+        from helpers.mirror import MirrorError, keep
+
+        try:
+            keep(self.folder, self.mirror)
+        except MirrorError as error:
+            if not self.has_warned:
+                warnings.warn(f"not mirrored: {error}", stacklevel=2)
+            self.has_warned = True
 
 
 def prepare(
@@ -104,15 +149,17 @@ def prepare(
     seed=0,
     task="ct0-ct23",
     on_error="raise",
+    mirror="",
 ) -> CourseData:
     """Everything up to training: studies, labels, cache and split; done once, then reused.
 
     profile: "quick" or "full" (PROFILES). task: a key of cohort.TASKS. on_error: "skip" leaves
-    studies out that cannot be used, and lists them in `skipped`.
+    studies out that cannot be used, and lists them in `skipped`. mirror: as in `get_studies`; the
+    work folder is kept there with cache and split, and `train` keeps its runs there.
     """
     if profile not in PROFILES:
         raise ValueError(f'PROFILE is "{profile}"; choose one of {", ".join(PROFILES)}')
-    root, work, caption = get_studies(dataset, profile, data_dir)
+    root, work, caption = _bring_studies(dataset, profile, data_dir, mirror)
     sizes = PROFILES[profile]
     table = cohort.label_studies(cohort.find_studies(root), task)
     cache = cohort.preprocess_cohort(table, root, work / "cache", sizes.size, on_error=on_error)
@@ -121,7 +168,11 @@ def prepare(
     table["part"] = cohort.saved_split(table, work / f"split-{task}-seed{seed}.csv", seed=seed)
     name = work.name if dataset not in ("phantom", "mosmed") else dataset
     run_name = f"{name}-{profile}-{task}-seed{seed}"
-    return CourseData(name, root, table, cache.volumes, cache.skipped, caption, sizes, run_name)
+    if mirror:
+        _Keeper(work, mirror)()
+    return CourseData(
+        name, root, table, cache.volumes, cache.skipped, caption, sizes, run_name, str(mirror)
+    )
 
 
 def new_model(which, profile: Profile, seed=0):
@@ -141,13 +192,24 @@ def train(data: CourseData, which="bilstm", seed=0, runs_dir="runs", **options):
     """Train one of the two models, or load it where it is trained; returns model and history.
 
     The run lies in `runs_dir`/<model>-<cohort>-<profile>-<task>-seed<seed>; an unfinished one is
-    resumed. options: passed on to `training.fit`.
+    resumed. options: passed on to `training.fit`. With a mirror in `data` a missing run is
+    restored first, and kept after every epoch; a mirror that fails meanwhile is only a warning.
     """
     from helpers import training
 
     model = new_model(which, data.profile, seed)
     run_dir = Path(runs_dir) / f"{which}-{data.run_name}"
     epochs = data.profile.epochs if which == "bilstm" else data.profile.opponent_epochs
+    if data.mirror:
+        _restore(run_dir, data.mirror)
+        keep, on_epoch = _Keeper(run_dir, data.mirror), options.get("on_epoch")
+
+        def keep_epoch(history):
+            keep()
+            if on_epoch:
+                on_epoch(history)
+
+        options["on_epoch"] = keep_epoch
     history = training.fit(
         model,
         data.volumes,
@@ -160,6 +222,8 @@ def train(data: CourseData, which="bilstm", seed=0, runs_dir="runs", **options):
         seed=seed,
         **options,
     )
+    if data.mirror:
+        keep()
     return training.load_model(model, run_dir / "best.pt"), history
 
 

@@ -1,66 +1,273 @@
-"""Moving pictures of a volume: the README's GIFs."""
+"""Scroll through CT studies in a notebook: `explore`, `compare`, and `mosaic` for print.
+
+Core ipywidgets only (7.7 and 8), frames as JPEG bytes in a `widgets.Image`. Where nobody can
+press a button (papermill, nbconvert, GitHub's view of a notebook) a still picture stands instead.
+"""
 
 from __future__ import annotations
 
-import os
-import sys
-import tempfile
+import io
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-import imageio.v3 as imageio
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from helpers.volumes import preprocess, read_study, window
+from helpers import rendering, volumes
+from helpers.rendering import PLANES, PRESETS, render
+
+__all__ = ["Viewer", "compare", "explore", "mosaic", "render"]
+ORIGIN = {"axial": "above the lowest", "coronal": "from the front", "sagittal": "from the right"}
 
 
-def save_gif(volume, path, fps=12, size=512, limits=(-1000, 400), caption="", levels=20) -> Path:
-    """Write a volume (D, H, W) as a looped GIF that scrolls from the feet to the head.
+@dataclass
+class Scan:
+    """One study, ready to be drawn: HU (D, H, W), spacing in mm, and what is laid over it.
 
-    volume: HU, shown in the window `limits` (low, high), or uint8, shown as it is. size: of a
-    frame, in pixels. caption: drawn into every frame. levels: of grey; fewer make a smaller file.
+    mask: (D, H, W), true in a lesion. heat: (D, H, W), 0 to 1. attention: (D,).
     """
-    grey = volume if volume.dtype == np.uint8 else window(volume, *limits) * 255
-    step = 255 / (levels - 1)
-    frames = []
-    for plane in grey:
-        frame = Image.fromarray(plane.astype(np.uint8)).resize((size, size), Image.Resampling.BOX)
-        frame = Image.fromarray((np.rint(np.asarray(frame) / step) * step).astype(np.uint8))
-        draw, font = ImageDraw.Draw(frame), ImageFont.load_default(size=size // 24)
-        draw.text((size * 0.02, size * 0.94), caption, fill=255, font=font)
-        draw.text((size * 0.02, size * 0.46), "R", fill=255, font=font)
-        frames.append(np.asarray(frame))
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.stem}.{os.getpid()}.gif")
-    imageio.imwrite(temporary, np.stack(frames), duration=1000 / fps, loop=0)
-    os.replace(temporary, path)
-    return path
+
+    hu: np.ndarray
+    spacing: tuple[float, float, float]
+    name: str = ""
+    caption: str = ""
+    mask: np.ndarray | None = None
+    heat: np.ndarray | None = None
+    attention: np.ndarray | None = None
+
+    @cached_property
+    def lungs(self):
+        """The box around the lungs."""
+        return rendering.lung_box(self.hu, self.spacing)
+
+    @cached_property
+    def lesion(self):
+        """Voxels of lesion in each slice, (D,), or None."""
+        return None if self.mask is None else self.mask.sum(axis=(1, 2))
 
 
-def phantom_gifs(folder="gifs", matrix=512, size=(64, 256, 256), seed=2020) -> list[Path]:
-    """Make the README's four GIFs: a healthy and an ill phantom, raw and normalised."""
-    from helpers import phantom
-    from helpers.cohort import find_studies
+def load_scan(study, mask=None, heat=None, spacing=None, name=None) -> Scan:
+    """Bring a study and its overlays into one shape.
 
-    written = []
-    with tempfile.TemporaryDirectory() as made:
-        phantom.make_cohort(made, {"CT-0": 1, "CT-3": 1}, matrix, seed, workers=1)
-        for study, name in zip(
-            find_studies(made).file, ("ct0_normal", "ct23_abnormal"), strict=True
-        ):
-            hu, seen = read_study(Path(made) / study).hu, preprocess(Path(made) / study, size)
-            text = "synthetic phantom"
-            raw, normalised = f"{name}_raw.gif", f"{name}_normalized.gif"
-            written.append(save_gif(hu, Path(folder) / raw, size=matrix, caption=text))
-            written.append(
-                save_gif(seen, Path(folder) / normalised, size=size[1], caption=text, fps=16)
+    study: a Study, the path of one, or an array (D, H, W) in HU; a uint8 array is taken for what
+    `preprocess` made, -1000 to 400 HU. mask: a path or an array (D, H, W). heat: one value a
+    slice, (d,), or a volume (d, h, w); another size is resampled to the study's. spacing: mm,
+    (z, y, x), for an array. Raises UnreadableStudy, and ValueError for shapes that do not fit.
+    """
+    caption = ""
+    if not isinstance(study, np.ndarray):
+        study = study if isinstance(study, volumes.Study) else volumes.read_study(study)
+        name = study.path.name.removesuffix(".gz").removesuffix(".nii") if name is None else name
+        caption = "synthetic phantom" if "synthetic" in study.description else ""
+        hu, spacing = study.hu, study.spacing
+    elif study.ndim != 3 or study.dtype.kind not in "iuf" or study.size == 0:
+        raise ValueError(f"a volume is (D, H, W) numbers, not {study.shape} of {study.dtype}")
+    elif study.dtype == np.uint8:
+        hu = np.rint(study * (1400 / 255) - 1000).astype(np.int16)
+    else:
+        hu = np.nan_to_num(study, nan=-1000) if study.dtype.kind == "f" else study
+    scan = Scan(hu, tuple(spacing or (1.0, 1.0, 1.0)), name or "", caption)
+    if mask is not None:
+        mask = volumes.read_mask(mask) if isinstance(mask, str | Path) else np.asarray(mask) > 0
+        if mask.shape != hu.shape:
+            raise ValueError(f"the mask has the shape {mask.shape}, the study {hu.shape}")
+        scan.mask = mask
+    if heat is not None:
+        heat = np.asarray(heat, np.float32)
+        if heat.ndim == 1 and len(heat):
+            scan.attention = volumes.resampling_matrix(len(heat), len(hu)) @ heat
+        elif heat.ndim == 3 and heat.size:
+            scan.heat = _fit(heat, hu, scan.spacing)
+            scan.heat = np.clip(scan.heat / max(float(scan.heat.max()), 1e-12), 0, 1)
+            scan.attention = scan.heat.mean(axis=(1, 2))
+        else:
+            raise ValueError(f"heat is (D,) or (D, H, W), not {heat.shape}")
+    return scan
+
+
+def explore(
+    study, mask=None, heat=None, spacing=None, preset="lung", plane="axial", name=None, size=512
+) -> Viewer:
+    """Look at one study: scroll, play, change plane and window, zoom, read HU at a point.
+
+    study: a Study, a path or an array (D, H, W). mask: lesions, a path or an array. heat: what a
+    network looked at, (D,) or (D, H, W). spacing: mm, (z, y, x), for an array. preset: a key of
+    PRESETS. plane: one of PLANES. size: pixels of the picture's longer side.
+    The result shows itself as the last line of a cell; see `load_scan` for the errors.
+    """
+    return Viewer([load_scan(study, mask, heat, spacing, name)], preset, plane, size)
+
+
+def compare(a, b, masks=(None, None), names=(None, None), preset="lung", plane="axial", size=430):
+    """Look at two studies side by side, with the same window and at the same height.
+
+    a, b, masks: as in `explore`. names: written above each. Scrolling is linked by the fraction
+    of the height, so that 20 slices and 40 slices reach the apex together.
+    """
+    scans = [
+        load_scan(study, mask, name=name)
+        for study, mask, name in zip((a, b), masks, names, strict=True)
+    ]
+    return Viewer(scans, preset, plane, size)
+
+
+def mosaic(
+    study, n=20, columns=5, mask=None, plane="axial", preset="lung", spacing=None, size=176
+) -> Image.Image:
+    """A contact sheet: n slices evenly from the feet to the head, as one picture for print.
+
+    study, mask, spacing: as in `explore`. size: pixels of a slice's longer side. Each slice says
+    its number and its position in mm.
+    """
+    scan = load_scan(study, mask, spacing=spacing)
+    through = rendering.plane_axes(plane)[0]
+    n_slices = scan.hu.shape[through]
+    n = min(n, n_slices)
+    level, width = PRESETS[preset]
+    tiles = []
+    for index in ((np.arange(n) + 0.5) * n_slices / n).astype(int):
+        text = f"{index + 1} · {index * scan.spacing[through]:.0f} mm"
+        tiles.append(
+            render(
+                *(scan.hu, plane, index, scan.spacing, level, width, scan.mask),
+                size=size,
+                text=text,
             )
-    return written
+        )
+    rows = [rendering.beside(tiles[k : k + columns], 3) for k in range(0, n, columns)]
+    height = sum(len(row) + 3 for row in rows) + 24
+    sheet = np.full((height, rows[0].shape[1], 3), rendering.BACKGROUND, np.uint8)
+    top = 0
+    for row in rows:
+        sheet[top : top + len(row), : row.shape[1]] = row
+        top += len(row) + 3
+    low, high = level - width // 2, level + width // 2
+    words = [scan.caption, scan.name, f"{plane}, {low} to {high} HU".replace("-", "−")]
+    return Image.fromarray(rendering.annotate(sheet, text=" · ".join(filter(None, words))))
 
 
-if __name__ == "__main__":
-    if sys.argv[1:] != ["gifs"]:
-        sys.exit("usage: python -m helpers.viewers gifs")
-    for gif in phantom_gifs():
-        print(f"{gif}: {gif.stat().st_size / 1e6:.1f} MB")
+class Viewer:
+    """One or more scans behind one set of controls; shows itself as the last line of a cell.
+
+    The attributes say what is shown: plane, place (fractions of the depth, height and width, from
+    the feet, front and right), level, width (HU), opacity, zoom, cross. `picture` draws it.
+    """
+
+    def __init__(self, scans, preset="lung", plane="axial", size=512):
+        if preset not in PRESETS or plane not in PLANES:
+            raise ValueError(f"choose one of {', '.join(PRESETS)}, and one of {', '.join(PLANES)}")
+        self.scans, self.plane, self.size = scans, plane, size
+        self.level, self.width = PRESETS[preset]
+        self.place = [0.45, 0.5, 0.5]
+        if scans[0].lesion is not None and scans[0].lesion.any():
+            self.move(0, int(scans[0].lesion.argmax()))
+        self.opacity, self.zoom, self.cross = 0.4, False, False
+
+    def point(self, scan) -> tuple[int, int, int]:
+        """The chosen voxel (z, y, x) of a scan."""
+        shape = scan.hu.shape
+        return tuple(min(n - 1, int(f * n)) for f, n in zip(self.place, shape, strict=True))
+
+    def move(self, axis: int, index: int) -> None:
+        """Choose voxel `index` of the first scan along an axis of (D, H, W)."""
+        self.place[axis] = (index + 0.5) / self.scans[0].hu.shape[axis]
+
+    def picture(self, plane=None, size=None) -> np.ndarray:
+        """What is shown, each scan in a square: uint8, (rows, columns, 3)."""
+        size = size or self.size
+        shown = [rendering.framed(picture, size) for picture in self._slices(plane, size)]
+        return rendering.beside(shown) if len(shown) > 1 else shown[0]
+
+    def _slices(self, plane, size):
+        """The rendered slice of each scan, in true proportion."""
+        plane, pictures = plane or self.plane, []
+        for scan in self.scans:
+            point = self.point(scan)
+            pictures.append(
+                render(
+                    *(scan.hu, plane, point[rendering.plane_axes(plane)[0]], scan.spacing),
+                    *(self.level, self.width, scan.mask, scan.heat, self.opacity),
+                    box=scan.lungs if self.zoom else None,
+                    point=point if self.cross else None,
+                    size=size,
+                    text=scan.caption,
+                    title=scan.name if len(self.scans) > 1 else "",
+                )
+            )
+        return pictures
+
+    def strip(self) -> np.ndarray | None:
+        """A bar a slice of the first scan, with attention and lesion; None without either."""
+        scan = self.scans[0]
+        if scan.attention is None and scan.lesion is None:
+            return None
+        return rendering.strip(scan.attention, scan.lesion, self.point(scan)[0], (self.size, 40))
+
+    def readout(self) -> str:
+        """Slice, position in mm, window and, with the cross on, the HU under it."""
+        through = rendering.plane_axes(self.plane)[0]
+        places, values = [], []
+        for scan in self.scans:
+            point = self.point(scan)
+            distance = point[through] * scan.spacing[through]
+            places.append(
+                f"slice {point[through] + 1} of {scan.hu.shape[through]}, "
+                f"{distance:.0f} mm {ORIGIN[self.plane]}"
+            )
+            values.append(f"{scan.hu[point]:.0f} HU")
+        ends = self.level - self.width / 2, self.level + self.width / 2
+        text = " | ".join(places) + f" · window {ends[0]:.0f} … {ends[1]:.0f} HU"
+        if self.cross:
+            text += " · at the cross " + " | ".join(values)
+        return text.replace("-", "−")
+
+    def still(self) -> Image.Image:
+        """A picture for where nothing can be pressed: one study in three planes, or the pair."""
+        shown = self._slices(self.plane, 400)
+        if len(self.scans) == 1:
+            for plane in PLANES:
+                shown += self._slices(plane, 300) if plane != self.plane else []
+        shown = rendering.beside(shown)
+        foot = np.full((26, shown.shape[1], 3), rendering.BACKGROUND, np.uint8)
+        foot = rendering.annotate(foot, text=self.readout())
+        return Image.fromarray(np.vstack([shown, foot]))
+
+    @cached_property
+    def widget(self):
+        """The controls and the picture, an ipywidgets box; made when it is first asked for."""
+        from helpers.controls import build
+
+        return build(self)
+
+    def _ipython_display_(self):
+        from IPython.display import display
+
+        if _is_headless():
+            buffer = io.BytesIO()
+            self.still().save(buffer, "PNG")
+            display(
+                {"image/png": buffer.getvalue(), "text/plain": self.readout()},
+                raw=True,
+            )
+        else:
+            display(self.widget)
+
+
+def _is_headless() -> bool:
+    """Whether nobody sits in front: papermill and nbconvert say that no input can be asked for."""
+    try:
+        parent = get_ipython().kernel.get_parent()  # noqa: F821
+    except (AttributeError, NameError):
+        return True
+    return not parent.get("content", {}).get("allow_stdin", True)
+
+
+def _fit(heat, hu, spacing):
+    """Resample heat to a study's shape; like `preprocess`, over a field of view made square."""
+    if heat.shape == hu.shape:
+        return heat
+    square = volumes.pad_to_square(np.zeros(hu.shape, bool), spacing, fill=0).shape
+    fitted = volumes.resample(heat, square)
+    top, left = (square[1] - hu.shape[1]) // 2, (square[2] - hu.shape[2]) // 2
+    return fitted[:, top : top + hu.shape[1], left : left + hu.shape[2]]

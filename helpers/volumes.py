@@ -41,6 +41,7 @@ class Study:
 
     path: the file. shape: (D, H, W) in voxels. spacing: (z, y, x) in mm.
     source_axes: nibabel axis codes of the file as stored, for example ("L", "A", "S").
+    description: the header's own words on the study, at most 80 characters.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -57,6 +58,7 @@ class Study:
             self._refuse(f"claims {n_bytes / 1e9:,.0f} GB of voxels", "check the header")
         if header.get_data_dtype().fields or header.get_data_dtype().kind == "c":
             self._refuse("holds colours or complex numbers", "convert the original CT again")
+        self.description = bytes(header["descrip"].item()).decode("latin-1").strip()
         affine = self._image.affine
         if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
             self._refuse("has no usable affine", "convert the original CT again")
@@ -80,13 +82,7 @@ class Study:
     @cached_property
     def hu(self) -> np.ndarray:
         """The voxels in HU: int16, (D, H, W). UnreadableStudy if damaged or not in HU."""
-        try:
-            voxels = np.asarray(_image_with_voxels(self._image, self.path).dataobj)
-        except (OSError, EOFError, ValueError, zlib.error) as error:
-            self._refuse(f"is damaged ({_one_line(error)})", "download or copy it again")
-        if voxels.ndim == 4:
-            voxels = voxels[..., 0]
-        hu = _to_int16(nib.orientations.apply_orientation(voxels, self._transform), self.path)
+        hu = _to_int16(self._read_voxels(), self.path)
         low, high = int(hu.min()), int(hu.max())
         if low == high:
             self._refuse(f"has the value {low} in every voxel", "convert the original CT again")
@@ -97,6 +93,16 @@ class Study:
                 "convert it from the original CT with its rescale slope and intercept",
             )
         return np.ascontiguousarray(hu)
+
+    def _read_voxels(self):
+        """The voxels as stored, (D, H, W); UnreadableStudy if damaged."""
+        try:
+            voxels = np.asarray(_image_with_voxels(self._image, self.path).dataobj)
+        except (OSError, EOFError, ValueError, zlib.error) as error:
+            self._refuse(f"is damaged ({_one_line(error)})", "download or copy it again")
+        if voxels.ndim == 4:
+            voxels = voxels[..., 0]
+        return nib.orientations.apply_orientation(voxels, self._transform)
 
     def _refuse(self, reason, remedy):
         raise UnreadableStudy(self.path, reason, remedy) from None
@@ -113,6 +119,14 @@ def read_study(path: str | os.PathLike) -> Study:
     wrong and what to do. Format: NIfTI-1, https://nifti.nimh.nih.gov/nifti-1.
     """
     return Study(path)
+
+
+def read_mask(path: str | os.PathLike) -> np.ndarray:
+    """Read a lesion mask as a boolean array (D, H, W), in the order of `read_study`.
+
+    What is above 0 is lesion. UnreadableStudy if the file is no 3-D volume or damaged.
+    """
+    return Study(path)._read_voxels() > 0
 
 
 def window(hu, low=-1000.0, high=400.0, level=None, width=None):

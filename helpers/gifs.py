@@ -1,0 +1,75 @@
+"""Moving pictures of a volume: the README's GIFs, and those of a study of your own."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import imageio.v3 as imageio
+import numpy as np
+from PIL import Image
+
+from helpers import rendering, volumes
+
+
+def save_gif(
+    volume, path, fps=12, size=512, window=(-1000, 400), caption="", levels=20, marks=True
+) -> Path:
+    """Write a volume (D, H, W) as a looped GIF that scrolls from the feet to the head.
+
+    volume: HU, shown in the window (low, high), or uint8, shown as it is. size: of a frame, in
+    pixels. caption, marks: words, and the patient's sides, written into every frame. levels: of
+    grey in the palette; fewer make a smaller file. The file appears when it is complete.
+    """
+    grey = volume if volume.dtype == np.uint8 else volumes.window(volume, *window) * 255
+    step = 255 / (levels - 1)
+    frames = []
+    for plane in grey:
+        frame = Image.fromarray(plane.astype(np.uint8)).resize((size, size), Image.Resampling.BOX)
+        frame = (np.rint(np.asarray(frame) / step) * step).astype(np.uint8)
+        sides = "RLAP" if marks else ""
+        frames.append(rendering.annotate(np.stack([frame] * 3, -1), sides, caption)[..., 0])
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.stem}.{os.getpid()}.gif")
+    try:
+        imageio.imwrite(temporary, np.stack(frames), duration=1000 / fps, loop=0, optimize=True)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def pair_gifs(healthy, ill, folder, size=(64, 256, 256), caption="") -> list[Path]:
+    """Make the four GIFs of the README's table from two studies: raw and as the network sees it.
+
+    healthy, ill: a Study or a path. size: what `preprocess` makes. Returns the files' paths:
+    ct0_normal_raw, ct0_normal_normalized, ct23_abnormal_raw, ct23_abnormal_normalized (.gif).
+    """
+    written = []
+    for study, name in ((healthy, "ct0_normal"), (ill, "ct23_abnormal")):
+        study = study if isinstance(study, volumes.Study) else volumes.read_study(study)
+        raw = volumes.pad_to_square(study.hu, study.spacing, fill=volumes.AIR)
+        path = Path(folder) / f"{name}_raw.gif"
+        written.append(save_gif(raw, path, size=raw.shape[2], caption=caption))
+        seen, path = volumes.preprocess(study, size), Path(folder) / f"{name}_normalized.gif"
+        written.append(save_gif(seen, path, size=size[2], caption=caption, fps=16))
+    return written
+
+
+def phantom_gifs(folder="gifs", matrix=512, size=(64, 256, 256), seed=2020) -> list[Path]:
+    """Make the README's four GIFs: a healthy and an ill phantom, raw and normalised."""
+    from helpers import phantom
+    from helpers.cohort import find_studies
+
+    with tempfile.TemporaryDirectory() as made:
+        phantom.make_cohort(made, {"CT-0": 1, "CT-3": 1}, matrix, seed, workers=1)
+        healthy, ill = (Path(made) / file for file in find_studies(made).file)
+        return pair_gifs(healthy, ill, folder, size, "synthetic phantom")
+
+
+if __name__ == "__main__":
+    for gif in phantom_gifs(*sys.argv[1:2]):
+        print(f"{gif}: {gif.stat().st_size / 1e6:.1f} MB")
