@@ -9,7 +9,7 @@ import ipywidgets as widgets
 from helpers import rendering
 from helpers.rendering import PLANES, PRESETS
 
-DOWN = {"axial": "front to back", "coronal": "height", "sagittal": "height"}
+DOWN = {"axial": "front to back", "coronal": "head to feet", "sagittal": "head to feet"}
 ACROSS = {"axial": "right to left", "coronal": "right to left", "sagittal": "front to back"}
 
 
@@ -23,6 +23,8 @@ class Controls:
         self.readout = widgets.HTML()
         self.slice = widgets.IntSlider(readout=False, layout=widgets.Layout(flex="1 1 auto"))
         self.play = widgets.Play(interval=100, layout=widgets.Layout(flex="0 0 auto"))
+        repeat = "repeat" if self.play.has_trait("repeat") else "_repeat"  # since 8, and before
+        self.play.set_trait(repeat, True)
         self.plane = widgets.ToggleButtons(options=list(PLANES), value=viewer.plane)
         self.preset = widgets.ToggleButtons(options=list(PRESETS), value=None)
         for buttons in (self.plane, self.preset):
@@ -38,7 +40,8 @@ class Controls:
         self.zoom = widgets.ToggleButton(description="zoom on the lungs", icon="search", **button)
         self.cross = widgets.ToggleButton(description="HU at a point", icon="crosshairs", **button)
         self.box = self._arrange()
-        widgets.jslink((self.play, "value"), (self.slice, "value"))
+        # through the kernel, one way: a link in the browser would send old values back
+        self.play.observe(self._on_play, "value")
         for control in (self.slice, self.across, self.down, self.level, self.width, self.opacity):
             control.observe(self._on_slider, "value")
         for control in (self.plane, self.preset, self.zoom, self.cross):
@@ -79,6 +82,11 @@ class Controls:
             layout=widgets.Layout(display="flex", flex_flow="row wrap", align_items="flex-start"),
         )
 
+    def _on_play(self, change):
+        """The next frame of a film."""
+        if not self.is_busy:
+            self.slice.value = change["new"]
+
     def _on_slider(self, change):
         """One of the sliders moved."""
         if self.is_busy:
@@ -87,6 +95,9 @@ class Controls:
         through, down, across = rendering.plane_axes(viewer.plane)
         if control is self.slice:
             viewer.move(through, change["new"])
+            self.is_busy = True
+            self.play.value = change["new"]  # a film goes on from here
+            self.is_busy = False
         elif control is self.across:
             viewer.move(across, change["new"])
         elif control is self.down:
@@ -125,9 +136,9 @@ class Controls:
             (self.down, shape[down], down_value),
             (self.across, shape[across], point[across]),
         ):
-            control.value = 0
-            control.max = n - 1
-            control.value = value
+            with control.hold_sync():  # one message, and none when nothing changed
+                control.max = n - 1
+                control.value = value
         self.level.value, self.width.value = viewer.level, viewer.width
         window = viewer.level, viewer.width
         self.preset.value = next((name for name in PRESETS if PRESETS[name] == window), None)

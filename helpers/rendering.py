@@ -70,8 +70,9 @@ def render(
     level, width: the window, HU. mask: (D, H, W), true in a lesion, laid over in orange. heat:
     (D, H, W), 0 to 1, laid over in the colours of `inferno`, where 1 has the full `opacity`.
     box: ((z0, z1), (y0, y1), (x0, x1)), the part to show. point: (z, y, x), marked with a
-    cross. size: pixels of the longer side, in true proportions; None gives a pixel a voxel.
-    marks: write the patient's sides at the edges. text, title: written at the bottom and top.
+    cross where it lies in the box. size: pixels of the longer side, in true proportions; None
+    gives a pixel a voxel. marks: write the patient's sides at the edges. text, title: written
+    at the bottom and top.
     """
     through, down, across = plane_axes(plane)
     index = volume.shape[through] // 2 if index is None else index
@@ -102,8 +103,9 @@ def render(
     if point is not None:
         y = point[down] if plane == "axial" else volume.shape[0] - 1 - point[0]
         y, x = y - rows.start, point[across] - columns.start
-        y, x = (y + 0.5) * target[0] / shown.shape[0], (x + 0.5) * target[1] / shown.shape[1]
-        _cross(picture, int(y), int(x))
+        if 0 <= y < shown.shape[0] and 0 <= x < shown.shape[1]:
+            y, x = (y + 0.5) * target[0] / shown.shape[0], (x + 0.5) * target[1] / shown.shape[1]
+            _cross(picture, int(y), int(x))
     return annotate(picture, SIDES[plane] if marks else "", text, title)
 
 
@@ -130,11 +132,12 @@ def annotate(picture, sides="", text="", title="") -> np.ndarray:
 def lung_box(hu, spacing=(1.0, 1.0, 1.0), margin=10.0):
     """The box around both lungs, ((z0, z1), (y0, y1), (x0, x1)); the whole volume without lungs.
 
-    hu: (D, H, W). margin: mm to leave around. Lung is what lies below -500 HU inside the body and
-    makes up at least an eighth of the largest such piece, looked for in every fourth pixel.
+    hu: (D, H, W). margin: mm to leave around. Lung is what lies below -350 HU (aerated or ground
+    glass) inside the body and makes up at least an eighth of the largest such piece, looked for
+    in every fourth pixel.
     """
     step = max(1, hu.shape[2] // 128)
-    body = hu[:, ::step, ::step] > -500
+    body = hu[:, ::step, ::step] > -350
     inside = np.stack([ndimage.binary_fill_holes(_largest(plane)) for plane in body])
     pieces, n = ndimage.label(ndimage.binary_opening(inside & ~body, np.ones((1, 3, 3))))
     whole = tuple((0, side) for side in hu.shape)

@@ -67,7 +67,7 @@ def load_scan(study, mask=None, heat=None, spacing=None, name=None) -> Scan:
         hu = np.rint(study * (1400 / 255) - 1000).astype(np.int16)
     else:
         hu = np.nan_to_num(study, nan=-1000) if study.dtype.kind == "f" else study
-    scan = Scan(hu, tuple(spacing or (1.0, 1.0, 1.0)), name or "", caption)
+    scan = Scan(hu, tuple((1.0, 1.0, 1.0) if spacing is None else spacing), name or "", caption)
     if mask is not None:
         mask = volumes.read_mask(mask) if isinstance(mask, str | Path) else np.asarray(mask) > 0
         if mask.shape != hu.shape:

@@ -1,0 +1,396 @@
+"""The course in a real browser: JupyterLab on 127.0.0.1, clicked by Playwright in Chromium.
+
+Screenshots land in runs/screenshots. Skipped, saying so, where there is no Chromium.
+"""
+
+import base64
+import io
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from notebook_tools import FILES
+from PIL import Image
+
+from helpers import runner, viewers
+from helpers.cohort import find_studies
+from helpers.volumes import read_mask, read_study
+
+SCREENSHOTS = runner.ROOT / "runs" / "screenshots"
+OTHERS = [file for file in FILES if not file.stem.startswith("03")]
+IMAGE_BYTES = """async image => {
+    const bytes = new Uint8Array(await (await fetch(image.src)).arrayBuffer());
+    return btoa(Array.from(bytes, byte => String.fromCharCode(byte)).join(""));
+}"""
+WATCH_LATENCY = """image => {
+    window.latencies = [];
+    let pressed;
+    addEventListener("keydown", () => { pressed = performance.now(); }, true);
+    image.addEventListener("load", () => {
+        if (pressed !== undefined) window.latencies.push(performance.now() - pressed);
+        pressed = undefined;
+    });
+}"""
+
+
+@dataclass
+class Lab:
+    """A JupyterLab that runs: its address, its token and the folder it shows."""
+
+    url: str
+    token: str
+    root: Path
+
+    def ask(self, path, method="GET"):
+        """Ask the server's REST interface."""
+        request = urllib.request.Request(f"{self.url}/api/{path}", method=method)
+        request.add_header("Authorization", f"token {self.token}")
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return json.loads(answer.read() or "null")
+
+
+def copy_course(root):
+    """The course's files in an empty folder, without outputs; all but 03 in the tiny profile."""
+    ignored = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+    shutil.copytree(runner.ROOT / "helpers", root / "helpers", ignore=ignored)
+    shutil.copy(runner.ROOT / "pyproject.toml", root)
+    (root / "notebooks").mkdir()
+    for file in FILES:
+        notebook = nbformat.read(file, 4)
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [], None
+            if "parameters" in runner.tags(cell) and file in OTHERS:
+                cell.source = cell.source.replace('PROFILE = "quick"', 'PROFILE = "tiny"')
+        nbformat.write(notebook, root / "notebooks" / file.name)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    root = tmp_path_factory.mktemp("lab")
+    copy_course(root / "course")
+    settings = root / "settings" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True)
+    (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    found = Lab(f"http://127.0.0.1:{port}", secrets.token_hex(16), root / "course")
+    environment = {
+        **os.environ,
+        "JUPYTER_TOKEN": found.token,
+        "JUPYTERLAB_SETTINGS_DIR": str(root / "settings"),
+        "JUPYTER_CONFIG_DIR": str(root / "config"),
+        "JUPYTER_RUNTIME_DIR": str(root / "runtime"),
+        "TQDM_DISABLE": "1",
+    }
+    command = [sys.executable, "-m", "jupyterlab", "--ip=127.0.0.1", f"--port={port}"]
+    command += ["--no-browser", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={found.root}"]
+    command += ["--allow-root"] if os.geteuid() == 0 else []
+    with open(root / "lab.log", "w") as log:
+        server = subprocess.Popen(
+            command, cwd=found.root, env=environment, stdout=log, stderr=subprocess.STDOUT
+        )
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                found.ask("status")
+                break
+            except OSError:
+                assert server.poll() is None, (root / "lab.log").read_text()[-2000:]
+                assert time.monotonic() < deadline, "JupyterLab does not answer"
+                time.sleep(0.2)
+        yield found
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    names = ("chromium", "google-chrome", "chromium-browser")
+    chromium = next(filter(None, map(shutil.which, names)), None)
+    if not chromium:
+        pytest.skip("no Chromium here: install it (on Debian, the package chromium)")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A page that reaches 127.0.0.1 alone; at the end it must have had no error."""
+    opened = browser.new_page(viewport={"width": 1200, "height": 1000})
+    opened.set_default_timeout(10_000)
+    errors = []
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    opened.on(
+        "console",
+        lambda message: errors.append(message.text) if message.type == "error" else None,
+    )
+    elsewhere = re.compile(r"^https?://(?!127\.0\.0\.1[:/])")
+    opened.route(elsewhere, lambda route: route.fulfill(status=200, content_type="image/svg+xml"))
+    yield opened
+    opened.close()
+    assert not errors, "JavaScript errors"
+
+
+def open_and_run_all(page, lab, file, seconds=240):
+    """Open a notebook in JupyterLab, Run All, wait; returns it as JupyterLab saved it."""
+    page.goto(f"{lab.url}/lab/tree/notebooks/{file.name}?token={lab.token}")
+    page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
+    page.get_by_text(re.compile(r"Python 3 .*\| Idle")).wait_for()
+    page.wait_for_timeout(500)
+    page.keyboard.press("Control+b")  # the file browser goes, the notebook gets the width
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_text("Run All Cells", exact=True).click()
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        page.wait_for_timeout(1000)
+        states = [kernel["execution_state"] for kernel in lab.ask("kernels")]
+        page.keyboard.press("Control+s")
+        page.wait_for_timeout(300)
+        try:
+            saved = nbformat.from_dict(lab.ask(f"contents/notebooks/{file.name}")["content"])
+        except urllib.error.HTTPError:  # just being written
+            continue
+        code = [cell for cell in saved.cells if cell.cell_type == "code"]
+        failed = [o for cell in code for o in cell.outputs if o.output_type == "error"]
+        assert not failed, [f"{o.ename}: {o.evalue}" for o in failed]
+        if all(cell.execution_count for cell in code) and set(states) <= {"idle"}:
+            return saved
+    raise AssertionError(f"{file.name} is not done after {seconds} s: kernels {states}")
+
+
+def shut_down_kernels(lab):
+    for session in lab.ask("sessions"):
+        lab.ask(f"sessions/{session['id']}", "DELETE")
+
+
+def output_of(page, source, nth=0):
+    """The output of the nth cell with this source, scrolled to."""
+    cell = page.locator(".jp-CodeCell", has_text=source).nth(nth)
+    cell.scroll_into_view_if_needed()
+    output = cell.locator(".jp-OutputArea-output").last
+    output.locator("img").first.wait_for()
+    output.locator("img").first.scroll_into_view_if_needed()
+    page.wait_for_timeout(300)
+    return output
+
+
+def picture_in(output, nth=0):
+    """The pixels of a widget's picture, as the browser has them."""
+    encoded = output.locator("img").nth(nth).evaluate(IMAGE_BYTES)
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB"))
+
+
+def wait_for_text(output, text):
+    output.get_by_text(text).first.wait_for()
+    output.page.wait_for_timeout(150)
+
+
+def assert_shows(output, viewer):
+    """The browser's picture is the viewer's, but for JPEG's losses."""
+    expected, deadline = viewer.picture().astype(int), time.monotonic() + 10
+    while True:
+        shown = picture_in(output).astype(int)
+        if shown.shape == expected.shape and np.abs(shown - expected).mean() < 4:
+            return
+        assert time.monotonic() < deadline, np.abs(shown - expected).mean()
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def explored(browser, lab):
+    """Notebook 03, run once in a page that the tests share."""
+    opened = browser.new_page(viewport={"width": 1200, "height": 1000})
+    opened.set_default_timeout(10_000)
+    opened.errors = []
+    opened.on("pageerror", lambda error: opened.errors.append(str(error)))
+    (file,) = [file for file in FILES if file.stem.startswith("03")]
+    elsewhere = re.compile(r"^https?://(?!127\.0\.0\.1[:/])")
+    opened.route(elsewhere, lambda route: route.fulfill(status=200, content_type="image/svg+xml"))
+    opened.on(
+        "console",
+        lambda message: opened.errors.append(message.text) if message.type == "error" else None,
+    )
+    open_and_run_all(opened, lab, file)
+    yield opened
+    opened.close()
+    shut_down_kernels(lab)
+
+
+@pytest.fixture(scope="module")
+def studies(explored, lab):
+    """The studies that 03 made: healthy, ill, and the ill one's mask."""
+    folder = lab.root / "data" / "phantom-pair-512"
+    table = find_studies(folder)
+    return (*(read_study(folder / file) for file in table.file), folder / table["mask"].iloc[1])
+
+
+def test_scroll_by_key_and_by_drag(explored, studies):
+    output = output_of(explored, "viewers.explore(ill)")
+    expected = viewers.explore(studies[1])
+    assert_shows(output, expected)
+    wait_for_text(output, "slice 20 of 43, 152 mm above the lowest")
+    knob = output.locator(".noUi-handle").first
+    knob.click()
+    explored.keyboard.press("ArrowRight")
+    wait_for_text(output, "slice 21 of 43, 160 mm above the lowest")
+    expected.move(0, 20)
+    assert_shows(output, expected)
+    box, rail = knob.bounding_box(), output.locator(".noUi-base").first.bounding_box()
+    explored.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    explored.mouse.down()
+    explored.mouse.move(rail["x"] + rail["width"] * 0.75, box["y"] + 4, steps=6)
+    explored.mouse.up()
+    explored.wait_for_timeout(500)
+    found = int(re.search(r"slice (\d+) of 43", output.inner_text())[1])
+    assert 31 <= found <= 34
+    expected.move(0, found - 1)
+    assert_shows(output, expected)
+
+
+def test_play(explored):
+    output = output_of(explored, "viewers.explore(ill)")
+    play = output.locator(".widget-play button").first
+    play.click()
+    seen, pictures = set(), set()
+    for _ in range(8):
+        explored.wait_for_timeout(150)
+        seen.add(re.search(r"slice (\d+) of", output.inner_text())[1])
+        pictures.add(picture_in(output).tobytes())
+    play.click()
+    assert len(seen) >= 3 and len(pictures) >= 3
+    explored.wait_for_timeout(800)
+    paused = output.inner_text()
+    explored.wait_for_timeout(500)
+    assert output.inner_text() == paused
+
+
+def test_windows_planes_zoom_and_point(explored, studies):
+    output, ill = output_of(explored, "viewers.explore(ill)"), studies[1]
+    expected = viewers.explore(ill)
+    expected.move(0, int(re.search(r"slice (\d+) of", output.inner_text())[1]) - 1)
+    for preset, words in (("bone", "−500 … 1300 HU"), ("mediastinum", "−160 … 240 HU")):
+        output.get_by_role("button", name=preset).click()
+        wait_for_text(output, f"window {words}")
+        expected.level, expected.width = viewers.PRESETS[preset]
+        assert_shows(output, expected)
+    output.locator(".widget-slider .noUi-handle").nth(1).focus()
+    explored.keyboard.press("ArrowRight")
+    wait_for_text(output, "window −150 … 250 HU")
+    assert output.locator("button.mod-active", has_text="mediastinum").count() == 0
+    output.get_by_role("button", name="lung", exact=True).click()
+    wait_for_text(output, "window −1350 … 150 HU")
+    expected.level, expected.width = viewers.PRESETS["lung"]
+    for plane, words in (("sagittal", "from the right"), ("coronal", "from the front")):
+        output.get_by_role("button", name=plane).click()
+        wait_for_text(output, words)
+        expected.plane = plane
+        assert_shows(output, expected)
+    output.get_by_role("button", name="zoom on the lungs").click()
+    output.get_by_role("button", name="HU at a point").click()
+    expected.zoom = expected.cross = True
+    value = f"{ill.hu[expected.point(expected.scans[0])]} HU".replace("-", "−")
+    wait_for_text(output, f"at the cross {value}")
+    assert_shows(output, expected)
+    for width in (1200, 700):
+        explored.set_viewport_size({"width": width, "height": 1000})
+        output.locator("img").first.scroll_into_view_if_needed()
+        explored.wait_for_timeout(600)
+        picture, visible = output.locator("img").first.bounding_box(), explored.viewport_size
+        assert picture["x"] >= 0 and picture["x"] + picture["width"] <= visible["width"]
+        explored.screenshot(path=SCREENSHOTS / f"03-point-{width}.png")
+    explored.set_viewport_size({"width": 1200, "height": 1000})
+
+
+def test_mask_and_strip(explored, studies):
+    output = output_of(explored, "viewers.explore(ill, mask=mask)")
+    expected = viewers.explore(studies[1], mask=read_mask(studies[2]))
+    assert_shows(output, expected)
+    strip = picture_in(output, 1)
+    assert np.abs(strip.astype(int) - expected.strip()).max() == 0
+    output.locator(".noUi-handle").nth(3).focus()
+    explored.keyboard.press("ArrowLeft")
+    expected.opacity = 0.35
+    assert_shows(output, expected)
+    output.locator("img").first.scroll_into_view_if_needed()
+    explored.wait_for_timeout(300)
+    explored.screenshot(path=SCREENSHOTS / "03-mask-1200.png")
+
+
+def test_compare_scrolls_both(explored, studies):
+    output = output_of(explored, "viewers.compare(healthy, ill")
+    expected = viewers.compare(*studies[:2], names=("CT-0", "CT-23"))
+    assert_shows(output, expected)
+    output.locator(".noUi-handle").first.focus()
+    explored.keyboard.press("End")
+    n_slices = [study.shape[0] for study in studies[:2]]
+    wait_for_text(output, f"slice {n_slices[0]} of {n_slices[0]}")
+    assert f"slice {n_slices[1]} of {n_slices[1]}" in output.inner_text()
+    expected.move(0, n_slices[0] - 1)
+    assert_shows(output, expected)
+    explored.keyboard.press("Home")
+    wait_for_text(output, f"slice 1 of {n_slices[0]}")
+    for _ in range(20):
+        explored.keyboard.press("ArrowRight")
+    wait_for_text(output, f"slice 21 of {n_slices[0]}")
+    for width in (1200, 700):
+        explored.set_viewport_size({"width": width, "height": 1000})
+        output.locator("img").first.scroll_into_view_if_needed()
+        explored.wait_for_timeout(600)
+        explored.screenshot(path=SCREENSHOTS / f"03-compare-{width}.png")
+    explored.set_viewport_size({"width": 1200, "height": 1000})
+
+
+def test_latency_is_measured(explored):
+    """From the key press to the new picture, in the page; the figure is printed, not judged."""
+    output = output_of(explored, 'viewers.explore(ill, plane="coronal")')
+    output.get_by_role("button", name="axial").click()
+    wait_for_text(output, "above the lowest")
+    output.locator("img").first.evaluate(WATCH_LATENCY)
+    output.locator(".noUi-handle").first.focus()
+    for key in ["ArrowRight"] * 15 + ["ArrowLeft"] * 15:
+        explored.keyboard.press(key)
+        explored.wait_for_timeout(180)
+    found = explored.evaluate("window.latencies")
+    median = statistics.median(found)
+    print(f"key press to picture: median {median:.0f} ms, {min(found):.0f} to {max(found):.0f}")
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    (SCREENSHOTS / "latency.json").write_text(json.dumps({"milliseconds": found}))
+    assert len(found) >= 25, "pictures were lost"
+
+
+def test_03_had_no_javascript_error(explored):
+    assert not explored.errors
+
+
+@pytest.mark.parametrize("file", OTHERS, ids=lambda file: file.stem)
+def test_run_all_in_jupyterlab(file, page, lab):
+    try:
+        saved = open_and_run_all(page, lab, file)
+        page.screenshot(path=SCREENSHOTS / f"{file.stem}.png")
+    finally:
+        shut_down_kernels(lab)
+    assert (lab.root / "runs" / file.stem / "results.json").exists()
+    for cell in saved.cells:
+        for output in cell.get("outputs", []):
+            assert output.get("name") != "stderr", output.get("text")
