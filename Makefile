@@ -3,9 +3,10 @@ DATASET ?= phantom
 PROFILE ?= quick
 SEED ?= 0
 PYTHON ?= python3
+COLAB_PYTHON ?= python3.13
 RUN = .venv/bin/python
 
-.PHONY: course test lab notebooks gifs repo-url lint clean
+.PHONY: course test test-colab lab notebooks gifs repo-url lint clean
 .DEFAULT_GOAL := course
 
 .venv/installed: requirements.txt
@@ -22,6 +23,20 @@ course: .venv/installed
 
 test: .venv/installed-dev
 	$(RUN) -m pytest
+
+# The package versions of Google Colab, in an environment of their own (5 GB)
+.venv-colab/installed: tests/colab/constraints.txt tests/colab/requirements.txt
+	@if test -x .venv-colab/bin/python; then :; \
+	elif $(COLAB_PYTHON) -c "" 2>/dev/null; then $(COLAB_PYTHON) -m venv .venv-colab; \
+	else echo "no $(COLAB_PYTHON) here, so $(PYTHON) is taken, which Colab's versions may not fit"; \
+	$(PYTHON) -m venv .venv-colab; fi
+	.venv-colab/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c tests/colab/constraints.txt -r tests/colab/requirements.txt
+	touch $@
+
+# Run every notebook as in Colab: its versions, a bare folder, the course cloned
+test-colab: .venv/installed-dev .venv-colab/installed
+	$(RUN) -m pytest tests/test_colab.py
 
 lab: .venv/installed
 	$(RUN) -m jupyterlab --ip=127.0.0.1 notebooks

@@ -241,7 +241,8 @@ def _preprocess_all(table, root, folder, size, limits, executor, workers) -> pd.
         own = executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
     try:
         jobs = _in_turn(table, root, size, limits, executor, n_ahead=4 * workers)
-        for study, result in progress(jobs, "preprocess", len(table), unit="study"):
+        options = {"unit": "study", "disable": table.empty}
+        for study, result in progress(jobs, "preprocess", len(table), **options):
             if isinstance(result, UnreadableStudy):
                 skipped.append({"study": study.study, "file": study.file, "error": str(result)})
                 continue

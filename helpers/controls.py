@@ -171,5 +171,5 @@ def _picture_layout():
 
 def _slider(kind, description="", **options):
     layout = widgets.Layout(width="98%")
-    style = {"description_width": "76px"}
+    style = {"description_width": "92px"}
     return kind(description=description, layout=layout, style=style, **options)

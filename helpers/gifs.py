@@ -20,14 +20,17 @@ def save_gif(
     """Write a volume (D, H, W) as a looped GIF that scrolls from the feet to the head.
 
     volume: HU, shown in the window (low, high), or uint8, shown as it is. size: of a frame, in
-    pixels. caption, marks: words, and the patient's sides, written into every frame. levels: of
-    grey in the palette; fewer make a smaller file. The file appears when it is complete.
+    pixels; slices that are not square are squeezed, so pad them first. caption, marks: words, and
+    the patient's sides, written into every frame. levels: of grey in the palette; fewer make a
+    smaller file. The file appears when it is complete.
     """
     grey = volume if volume.dtype == np.uint8 else volumes.window(volume, *window) * 255
     step = 255 / (levels - 1)
     frames = []
     for plane in grey:
-        frame = Image.fromarray(plane.astype(np.uint8)).resize((size, size), Image.Resampling.BOX)
+        frame = Image.fromarray(np.rint(plane).astype(np.uint8)).resize(
+            (size, size), Image.Resampling.BOX
+        )
         frame = (np.rint(np.asarray(frame) / step) * step).astype(np.uint8)
         sides = "RLAP" if marks else ""
         frames.append(rendering.annotate(np.stack([frame] * 3, -1), sides, caption)[..., 0])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from functools import lru_cache
+from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -116,7 +117,6 @@ def annotate(picture, sides="", text="", title="") -> np.ndarray:
     image = Image.fromarray(picture)
     draw, (breadth, height) = ImageDraw.Draw(image), image.size
     letters = min(18, max(11, min(image.size) // 28))
-    text, title = (words.replace("\N{MINUS SIGN}", "-") for words in (text, title))
     middle = ((8, height / 2), (breadth - 8, height / 2), (breadth / 2, 6), (breadth / 2, height))
     how = {"fill": (255, 255, 255), "stroke_width": 1, "stroke_fill": (0, 0, 0)}
     for letter, place, anchor in zip(sides, middle, ("lm", "rm", "mt", "mb"), strict=False):
@@ -204,7 +204,7 @@ def beside(pictures, gap=GAP) -> np.ndarray:
     return sheet
 
 
-def encode(picture, kind="jpeg", quality=85) -> bytes:
+def encode(picture, kind="jpeg", quality=80) -> bytes:
     """A picture as the bytes of a JPEG, or of a PNG."""
     buffer = io.BytesIO()
     options = {"quality": quality, "subsampling": 0} if kind == "jpeg" else {"compress_level": 6}
@@ -249,4 +249,5 @@ def _colours():
 
 @lru_cache
 def _font(size):
-    return ImageFont.load_default(size=size)
+    path = Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"  # with minus and umlauts
+    return ImageFont.truetype(path, size)

@@ -120,6 +120,8 @@ def refresh(files, parameters=None) -> None:
         for cell, source in zip(result.cells, original.cells, strict=True):
             cell.metadata = source.metadata
             for output in cell.get("outputs", []):
+                if "image/jpeg" in output.get("data", {}):
+                    output.data.pop("image/png", None)  # Pillow gives both; one is enough
                 if "image/png" in output.get("data", {}):
                     output.data["image/png"] = squeezed(output.data["image/png"])
         result.metadata = {

@@ -6,7 +6,6 @@ press a button (papermill, nbconvert, GitHub's view of a notebook) a still pictu
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -120,10 +119,11 @@ def mosaic(
     study, mask, spacing: as in `explore`. size: pixels of a slice's longer side. Each slice says
     its number and its position in mm.
     """
+    _check_names(preset, plane)
     scan = load_scan(study, mask, spacing=spacing)
     through = rendering.plane_axes(plane)[0]
     n_slices = scan.hu.shape[through]
-    n = min(n, n_slices)
+    n = max(1, min(n, n_slices))
     level, width = PRESETS[preset]
     tiles = []
     for index in ((np.arange(n) + 0.5) * n_slices / n).astype(int):
@@ -155,8 +155,7 @@ class Viewer:
     """
 
     def __init__(self, scans, preset="lung", plane="axial", size=512):
-        if preset not in PRESETS or plane not in PLANES:
-            raise ValueError(f"choose one of {', '.join(PRESETS)}, and one of {', '.join(PLANES)}")
+        _check_names(preset, plane)
         self.scans, self.plane, self.size = scans, plane, size
         self.level, self.width = PRESETS[preset]
         self.place = [0.45, 0.5, 0.5]
@@ -244,14 +243,15 @@ class Viewer:
         from IPython.display import display
 
         if _is_headless():
-            buffer = io.BytesIO()
-            self.still().save(buffer, "PNG")
-            display(
-                {"image/png": buffer.getvalue(), "text/plain": self.readout()},
-                raw=True,
-            )
+            still = rendering.encode(np.asarray(self.still()))
+            display({"image/jpeg": still, "text/plain": self.readout()}, raw=True)
         else:
             display(self.widget)
+
+
+def _check_names(preset, plane):
+    if preset not in PRESETS or plane not in PLANES:
+        raise ValueError(f"choose one of {', '.join(PRESETS)}, and one of {', '.join(PLANES)}")
 
 
 def _is_headless() -> bool:

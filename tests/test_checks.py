@@ -1,10 +1,15 @@
 """Every exercise: its solution passes, usual slips get their hint, a stub does no harm."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from notebook_tools import FILES, exercises
 
 from helpers import checks, evaluation
+
+HU = np.random.default_rng(0).integers(-900, 60, (4, 5, 6))
+MASK = HU > -200
 
 
 def all_exercises():
@@ -17,6 +22,7 @@ def all_exercises():
 
 def run_with(code, check_line):
     space = {"checks": checks, "np": np, "wilson": evaluation.wilson}
+    space |= {"ill": SimpleNamespace(hu=HU), "mask": MASK}
     exec(code, space)
     return eval(check_line, space)
 
@@ -58,6 +64,13 @@ SCORES = np.array([0.0, 1.0, -1.0, 2.0])
         ("lung_window", (150, -1350), "swapped"),
         ("lung_window", (-1000, 400), "level - width"),
         ("lung_window", ("a", None), "level - width"),
+        ("lesion_hu", (HU[~MASK].mean(), HU, MASK), "outside of the lesion"),
+        ("lesion_hu", ((HU * MASK).mean(), HU, MASK), "counts them"),
+        ("lesion_hu", (HU.mean(), HU, MASK), "Index the HU"),
+        ("linked", (lambda k, n_a, n_b: k,), "no slice 39"),
+        ("linked", (lambda k, n_a, n_b: (k + 0.5) / n_a * n_b,), "whole number"),
+        ("linked", (lambda k, n_a, n_b: k * n_b // n_a,), "k + 0.5"),
+        ("linked", (lambda k, n_a, n_b: n_b[k],), "TypeError"),
         ("slice_distance", (8,), "before"),
         ("slice_distance", (12.49,), "closer"),
         ("lstm_parameters", (41472,), "one direction"),
@@ -79,3 +92,8 @@ def test_usual_slips_get_their_hint(check, arguments, hint, capsys):
     assert getattr(checks, f"check_{check}")(*arguments) is False
     said = capsys.readouterr().out
     assert said.startswith("Not yet.") and hint in said
+
+
+def test_lesion_hu_without_a_mask_says_so(capsys):
+    assert checks.check_lesion_hu(..., HU, None) is None
+    assert "without a lesion mask" in capsys.readouterr().out

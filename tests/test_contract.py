@@ -11,7 +11,7 @@ from notebook_tools import FILES, cells, definitions, exercises
 from helpers import runner
 
 ROOT = runner.ROOT
-PARAMETERS = {"DATASET", "PROFILE", "DATA_DIR", "RUNS_DIR", "SEED"}
+PARAMETERS = {"DATASET", "PROFILE", "DATA_DIR", "RUNS_DIR", "MIRROR", "SEED"}
 every_notebook = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 
 

@@ -7,6 +7,7 @@ import sys
 
 import nbformat
 import pytest
+from local_server import LocalServer
 from notebook_tools import FILES
 
 from helpers import cohort, runner
@@ -48,6 +49,15 @@ def test_quick_02_is_right(quick_runs):
     assert found["largest_difference"] <= 1
     assert 0.5 < found["black_after_cast"] < 0.95
     assert found["shape"][1:] == [512, 512]
+
+
+def test_quick_03_makes_the_gifs(quick_runs):
+    found = results(quick_runs, "03")
+    assert len(found["gifs"]) == 4 and max(found["gifs"].values()) < 2.5e6
+    for name, shape in found["gif_shapes"].items():
+        assert shape[1:3] == ([512, 512] if name.endswith("raw") else [256, 256])
+        assert shape[0] == 64 or name.endswith("raw")
+    assert found["bytes_of_all_frames"] < 3e6 * 43 / 40
 
 
 def test_quick_04_overfits_one_batch(quick_runs):
@@ -125,6 +135,24 @@ def test_a_cell_that_never_ends_is_stopped_and_shown(tmp_path, monkeypatch):
     monkeypatch.setitem(runner.CELL_TIMEOUT, "quick", 2)
     with pytest.raises(runner.NotebookError, match=r"slow\.ipynb: .*forever"):
         runner.execute(tmp_path / "slow.ipynb", tmp_path / "out.ipynb", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("is_right", [True, False])
+def test_03_fetches_a_real_scan_and_goes_on_without(is_right, real_data, tmp_path):
+    (file,) = [file for file in FILES if file.name.startswith("03")]
+    (scan,) = (real_data / "volumes").glob("ts_example_ct_int32*.nii.gz")
+    server = LocalServer()
+    server.files["example_ct.nii.gz"] = scan.read_bytes() if is_right else b"\x1f\x8b other"
+    parameters = {"PROFILE": "tiny", "REAL_SCAN": f"{server.url}/example_ct.nii.gz"}
+    environment = {"PYTHONPATH": str(runner.ROOT), "TQDM_DISABLE": "1"}
+    try:
+        runner.execute(file, tmp_path / "out.ipynb", parameters, tmp_path, environment)
+    finally:
+        server.close()
+    assert results(tmp_path / "runs", "03")["real_scan"] is is_right
+    assert (tmp_path / "data" / "real" / "example_ct.nii.gz").exists() is is_right
+    text = (tmp_path / "out.ipynb").read_text(encoding="utf-8")
+    assert ("No real scan this time" in text) is not is_right
 
 
 def test_02_reads_every_real_volume(real_data, tmp_path):

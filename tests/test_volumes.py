@@ -13,6 +13,7 @@ from helpers.volumes import (
     UnreadableStudy,
     pad_to_square,
     preprocess,
+    read_mask,
     read_study,
     resample,
     resampling_matrix,
@@ -241,6 +242,30 @@ def test_a_field_of_view_that_is_not_square_is_padded_not_squeezed():
     assert square.shape == (4, 20, 20)
     assert square[:, :, 5:15].min() == 1 and square[:, :, :5].max() == 0
     assert pad_to_square(volume, (8, 1.0, 2.0), fill=0) is volume
+
+
+@pytest.mark.parametrize("codes", ["LAS", "RPI", "SPL", "AIR"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
+def test_masks_come_in_the_order_of_the_study(tmp_path, chest, codes, dtype):
+    lesion = (chest > -300) * 3
+    path = save(lesion, tmp_path / "mask.nii.gz", codes, dtype)
+    mask = read_mask(path)
+    assert mask.dtype == bool and np.array_equal(mask, lesion > 0)
+
+
+def test_a_damaged_mask_is_refused(tmp_path, chest):
+    path = save(chest > 0, tmp_path / "mask.nii.gz")
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(UnreadableStudy, match=r"mask\.nii\.gz: is damaged"):
+        read_mask(path)
+
+
+def test_a_study_knows_its_description(tmp_path, chest):
+    image = nib.load(save(chest, tmp_path / "plain.nii.gz"))
+    assert read_study(tmp_path / "plain.nii.gz").description == ""
+    image.header["descrip"] = b"synthetic, caf\xe9"
+    nib.save(image, tmp_path / "said.nii.gz")
+    assert read_study(tmp_path / "said.nii.gz").description == "synthetic, café"
 
 
 def test_real_volumes_read_and_match_scipy(real_data):

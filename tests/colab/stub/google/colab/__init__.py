@@ -1,0 +1,1 @@
+"""What stands for google.colab where the tests pretend to be Colab."""
