@@ -158,7 +158,7 @@ class Viewer:
         _check_names(preset, plane)
         self.scans, self.plane, self.size = scans, plane, size
         self.level, self.width = PRESETS[preset]
-        self.place = [0.45, 0.5, 0.5]
+        self.place = [0.45, 0.5, 0.3]
         if scans[0].lesion is not None and scans[0].lesion.any():
             self.move(0, int(scans[0].lesion.argmax()))
         self.opacity, self.zoom, self.cross = 0.4, False, False

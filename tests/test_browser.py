@@ -154,7 +154,9 @@ def page(browser):
 
 def open_and_run_all(page, lab, file, seconds=240):
     """Open a notebook in JupyterLab, Run All, wait; returns it as JupyterLab saved it."""
-    page.goto(f"{lab.url}/lab/tree/notebooks/{file.name}?token={lab.token}")
+    # a workspace of its own, so that no tab of another test comes back
+    workspace = f"{lab.url}/lab/workspaces/{file.stem}"
+    page.goto(f"{workspace}/tree/notebooks/{file.name}?token={lab.token}")
     page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
     page.get_by_text(re.compile(r"Python 3 .*\| Idle")).wait_for()
     page.wait_for_timeout(500)
