@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
+
+from helpers.files import write_whole
 
 
 class CheckpointError(ValueError):
@@ -36,10 +36,10 @@ def save_run(folder: Path, settings: dict, parts: dict, history: list[dict]) -> 
     state |= {"epoch": len(history), "history": history, "best": min(losses), "settings": settings}
     folder.mkdir(parents=True, exist_ok=True)
     if epochs_since_best(history) == 0:
-        write_whole(folder / "best.pt", lambda path: torch.save(state, path))
-    write_whole(folder / "last.pt", lambda path: torch.save(state, path))
+        write_whole(folder / "best.pt", lambda file: torch.save(state, file))
+    write_whole(folder / "last.pt", lambda file: torch.save(state, file))
     table = pd.DataFrame(history)
-    write_whole(folder / "history.csv", lambda path: table.to_csv(path, index=False))
+    write_whole(folder / "history.csv", lambda file: table.to_csv(file, index=False))
 
 
 def start_run(folder: Path, settings: dict, parts: dict, resume: bool) -> list[dict]:
@@ -102,10 +102,3 @@ def epochs_since_best(history: list[dict]) -> int:
     """How many epochs ago the validation loss was lowest; 0 for the last one or before any."""
     losses = [row["validation_loss"] for row in history]
     return len(losses) - 1 - losses.index(min(losses)) if losses else 0
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a temporary name and then give the file its own name in one step."""
-    temporary = path.with_name(path.name + ".part")
-    write(temporary)
-    os.replace(temporary, path)

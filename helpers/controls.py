@@ -136,9 +136,12 @@ class Controls:
             (self.down, shape[down], down_value),
             (self.across, shape[across], point[across]),
         ):
-            with control.hold_sync():  # one message, and none when nothing changed
+            # one by one, so that the browser never meets a value beyond the range it knows:
+            # it would cut it off and send that back
+            if n - 1 > control.max:
                 control.max = n - 1
-                control.value = value
+            control.value = value
+            control.max = n - 1
         self.level.value, self.width.value = viewer.level, viewer.width
         window = viewer.level, viewer.width
         self.preset.value = next((name for name in PRESETS if PRESETS[name] == window), None)

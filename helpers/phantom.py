@@ -20,6 +20,7 @@ import pandas as pd
 from scipy import ndimage
 
 from helpers import phantom_disease as disease
+from helpers.files import write_whole
 from helpers.phantom_anatomy import draw_patient
 from helpers.phantom_organs import Bedding, draw_anatomy, stretch
 from helpers.progress import progress
@@ -167,17 +168,8 @@ def _save_nifti(path, volume, spacing, description):
     image.set_qform(affine, code=1)
     image.header["descrip"] = description
     image.header.set_xyzt_units("mm")
-    _write_atomically(path, gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
-
-
-def _write_atomically(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    packed = gzip.compress(image.to_bytes(), compresslevel=1, mtime=0)
+    write_whole(path, lambda file: file.write(packed))
 
 
 def _make_one(root, job, matrix, n_slices):
@@ -189,7 +181,8 @@ def _make_one(root, job, matrix, n_slices):
         "spacing_z": study.spacing[0],
         "spacing_xy": study.spacing[1],
     }
-    _write_atomically(root / "truth" / f"{job['study_id']}.json", json.dumps(row).encode())
+    truth = json.dumps(row).encode()
+    write_whole(root / "truth" / f"{job['study_id']}.json", lambda file: file.write(truth))
     if job["mask_file"]:
         path = root / job["mask_file"].lstrip("/")
         _save_nifti(path, study.mask, study.spacing, "synthetic lesion mask, course phantom")
@@ -274,7 +267,7 @@ def _claim_folder(root, settings):
                 f"{root} holds a phantom cohort made with another {', '.join(changed)}; "
                 "choose another folder or delete this one"
             )
-    _write_atomically(path, json.dumps(settings, indent=1).encode())
+    write_whole(path, lambda file: file.write(json.dumps(settings, indent=1).encode()))
 
 
 def _is_complete(root, job):
@@ -286,9 +279,9 @@ def _is_complete(root, job):
 def _write_tables(root, jobs):
     """The registry in MosMedData's columns, and phantom_truth.csv beside it."""
     registry = pd.DataFrame(jobs)[["study_id", "category", "study_file", "mask_file"]]
-    temporary = root / ".dataset_registry.tmp.xlsx"
-    registry.replace({"mask_file": {"": None}}).to_excel(temporary, index=False)
-    os.replace(temporary, root / "dataset_registry.xlsx")
+    registry = registry.replace({"mask_file": {"": None}})
+    path = root / "dataset_registry.xlsx"
+    write_whole(path, lambda file: registry.to_excel(file, index=False))
     rows = [json.loads((root / f"truth/{j['study_id']}.json").read_text("utf-8")) for j in jobs]
     truth = pd.DataFrame(rows).drop(columns=["study_file", "mask_file"])
-    _write_atomically(root / "phantom_truth.csv", truth.to_csv(index=False).encode())
+    write_whole(root / "phantom_truth.csv", lambda file: truth.to_csv(file, index=False))

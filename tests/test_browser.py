@@ -215,7 +215,7 @@ def assert_shows(output, viewer):
         shown = picture_in(output).astype(int)
         if shown.shape == expected.shape and np.abs(shown - expected).mean() < 4:
             return
-        assert time.monotonic() < deadline, np.abs(shown - expected).mean()
+        assert time.monotonic() < deadline, (viewer.readout(), output.inner_text())
         time.sleep(0.2)
 
 
