@@ -1,5 +1,6 @@
 # Two commands: `make course` runs the course, `make test` tests it. Both set themselves up.
 DATASET ?= phantom
+IMAGES ?= $(if $(filter mosmed,$(DATASET)),covid-ct,phantom)
 PROFILE ?= quick
 SEED ?= 0
 PYTHON ?= python3
@@ -19,7 +20,7 @@ RUN = .venv/bin/python
 	touch $@
 
 course: .venv/installed
-	$(RUN) -m helpers.runner course --dataset "$(DATASET)" --profile $(PROFILE) --seed $(SEED)
+	$(RUN) -m helpers.runner course --dataset "$(DATASET)" --images "$(IMAGES)" --profile $(PROFILE) --seed $(SEED)
 
 test: .venv/installed-dev
 	$(RUN) -m pytest

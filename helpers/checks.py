@@ -208,3 +208,35 @@ def check_seed_interval(low, high):
         hint = "That is the plain interval p +- 1.96 sqrt(p (1 - p) / n), too narrow for 20 scans."
     right = close(low, 0.5840, 6e-3) and close(high, 0.9193, 6e-3)
     return verdict(right, "20 scans cannot tell 0.60 from 0.90.", hint)
+
+
+def check_preprint_doi(function):
+    """8.1: the DOI that the name of an image from a preprint means."""
+    if not answer(function):
+        return None
+    names = {
+        "2020.03.22.20034041-p17-80-1.png": "10.1101/2020.03.22.20034041",
+        "2020.02.10.20021584-p6-52%0.png": "10.1101/2020.02.10.20021584",
+        "2020.01.24.919183-p27-132.png": "10.1101/2020.01.24.919183",
+        "kjr-21-e24-p5-29.png": "",
+        "71%0.jpg": "",
+    }
+    try:
+        found = {name: function(name) for name in names}
+    except Exception as error:
+        return verdict(False, "", f"It stopped with {type(error).__name__}: {error}")
+    if not answer(*found.values()):
+        return None
+    wrong = next((name for name in names if found[name] != names[name]), None)
+    hint = f"{wrong} gives {found.get(wrong)!r} instead of {names.get(wrong)!r}."
+    return verdict(wrong is None, "A contribution from one of these papers is no new paper.", hint)
+
+
+def check_accuracy_without_copies(accuracy):
+    """8.2: 168 of 203 right, two of them copies."""
+    if not answer(accuracy):
+        return None
+    hint = "Take the two copies away from both numbers."
+    if close(accuracy, 166 / 203, 1e-3):
+        hint = "The copies are gone from the right ones, but still among the 203."
+    return verdict(close(accuracy, 166 / 201, 1e-4), "From .828 to .826.", hint)

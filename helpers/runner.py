@@ -77,18 +77,23 @@ def execute(source, target, parameters=None, cwd=ROOT, environment=None) -> floa
     return time.perf_counter() - started
 
 
-def run_course(dataset, profile, seed, data_dir="data", runs_dir="runs") -> list[dict]:
+def run_course(
+    dataset, profile, seed, data_dir="data", runs_dir="runs", images="phantom"
+) -> list[dict]:
     """Execute every notebook in order, with a line each, and print the table of results.
 
-    data_dir, runs_dir: relative to the folder that this is called in.
+    dataset, images: what the notebooks on 3-D studies and on 2-D images take. data_dir, runs_dir:
+    relative to the folder that this is called in.
     """
     files, lines = notebook_files(), []
-    parameters = {"DATASET": dataset, "PROFILE": profile, "SEED": seed}
-    parameters |= {"DATA_DIR": str(data_dir), "RUNS_DIR": str(runs_dir)}
+    values = {"DATASET": dataset, "IMAGES": images, "PROFILE": profile, "SEED": seed}
+    values |= {"DATA_DIR": str(data_dir), "RUNS_DIR": str(runs_dir)}
     for position, file in enumerate(files, start=1):
         print(f"[{position}/{len(files)}] {file.stem} ...", end=" ", flush=True)
         target = Path(runs_dir) / "notebooks" / file.name
         quiet = {"TQDM_DISABLE": "1"}
+        known = parameter_names(file)
+        parameters = {name: value for name, value in values.items() if name in known}
         seconds = execute(file, target, parameters, cwd=Path.cwd(), environment=quiet)
         print(f"{seconds:.0f} s", flush=True)
         results = json.loads((Path(runs_dir) / file.stem / "results.json").read_text())
@@ -140,6 +145,13 @@ def squeezed(png: str) -> str:
     return min(png, base64.b64encode(buffer.getvalue()).decode(), key=len)
 
 
+def parameter_names(file) -> set[str]:
+    """The names that a notebook's `parameters` cell sets."""
+    cells = nbformat.read(file, 4).cells
+    source = "\n".join(cell.source for cell in cells if "parameters" in tags(cell))
+    return set(re.findall(r"^([A-Z_]+) = ", source, re.M))
+
+
 def tags(cell) -> list[str]:
     """The tags of a notebook cell."""
     return cell.metadata.get("tags", [])
@@ -168,6 +180,7 @@ def main(arguments=None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     course = commands.add_parser("course", help="execute every notebook in order")
     course.add_argument("--dataset", default="phantom")
+    course.add_argument("--images", default="phantom")
     course.add_argument("--profile", default="quick", choices=["tiny", "quick", "full"])
     course.add_argument("--seed", default=0, type=int)
     again = commands.add_parser("notebooks", help="execute notebooks in place")
@@ -178,7 +191,7 @@ def main(arguments=None) -> None:
     os.chdir(ROOT)
     try:
         if chosen.command == "course":
-            run_course(chosen.dataset, chosen.profile, chosen.seed)
+            run_course(chosen.dataset, chosen.profile, chosen.seed, images=chosen.images)
         elif chosen.command == "notebooks":
             files = notebook_files()
             wanted = [f for f in files if any(name in f.name for name in chosen.names)]

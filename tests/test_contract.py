@@ -11,7 +11,7 @@ from notebook_tools import FILES, cells, definitions, exercises
 from helpers import runner
 
 ROOT = runner.ROOT
-PARAMETERS = {"DATASET", "PROFILE", "DATA_DIR", "RUNS_DIR", "MIRROR", "SEED"}
+PARAMETERS = {"PROFILE", "DATA_DIR", "RUNS_DIR", "SEED"}
 every_notebook = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 
 
@@ -55,7 +55,9 @@ def test_parameters(file):
     names = {node.targets[0].id for node in ast.parse(cell.source).body}
     assert names >= PARAMETERS
     values = dict(re.findall(r"^(\w+) = (.+)$", cell.source, re.M))
-    assert values["DATASET"] == '"phantom"' and values["PROFILE"] == '"quick"'
+    assert {"DATASET", "MIRROR"} <= names or "IMAGES" in names
+    assert values.get("DATASET", '"phantom"') == values.get("IMAGES", '"phantom"') == '"phantom"'
+    assert values["PROFILE"] == '"quick"'
 
 
 @every_notebook

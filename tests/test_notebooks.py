@@ -83,6 +83,21 @@ def test_quick_06_beats_the_baselines(quick_runs):
     assert scores["HU histogram"]["auc"][0] < 0.9
 
 
+def test_quick_08_finds_what_was_planted(quick_runs):
+    found = results(quick_runs, "08")
+    root = quick_runs.parent / "data" / "covid-ct-phantom-quick"
+    truth = json.loads((root / "twin_truth.json").read_text())
+    pairs = {
+        frozenset((pair["image_a"], pair["image_b"])) for pair in found["pairs_across_classes"]
+    }
+    assert pairs == {frozenset(pair) for pair in truth["near_duplicates"]}
+    assert found["papers_in_two_parts"] == len(truth["papers_in_two_parts"]) == 2
+    assert found["patients_in_two_parts"] == 0
+    assert found["format_rule"][0] > 0.65 > found["brightness"][0]
+    assert found["accepted"] == ["turned.png"] and found["nothing_lost"]
+    assert found["merged"] == found["n_images"] + 1 == 261
+
+
 @every_notebook
 def test_alone_in_an_empty_folder(file, tmp_path):
     """Opened first, with nothing there: it makes what it needs, where it stands."""
@@ -156,9 +171,11 @@ def test_03_fetches_a_real_scan_and_goes_on_without(is_right, real_data, tmp_pat
     assert ("No real scan this time" in said) is not is_right
 
 
-def test_02_reads_every_real_volume(real_data, tmp_path):
+def test_02_reads_real_volumes(real_data, tmp_path):
+    """One of each orientation and size; test_volumes reads them all."""
     (file,) = [file for file in FILES if file.name.startswith("02")]
-    for path in sorted((real_data / "volumes").glob("*.nii.gz")):
+    names = ("*ricord*", "*lungfcp*", "*_RAS_3mm*", "*_LPS_*")
+    for path in [next((real_data / "volumes").glob(name)) for name in names]:
         parameters = {"PROFILE": "tiny", "STUDY": str(path), "RUNS_DIR": str(tmp_path / "runs")}
         runner.execute(
             file,
@@ -171,6 +188,19 @@ def test_02_reads_every_real_volume(real_data, tmp_path):
         assert found["largest_difference"] <= 1
         if path.name.startswith("mosmedlike"):
             assert 0.5 < found["black_after_cast"] < 0.95
+
+
+def test_08_audits_the_real_covid_ct(real_data, tmp_path):
+    (file,) = [file for file in FILES if file.name.startswith("08")]
+    parameters = {"IMAGES": str(real_data / "covid_ct"), "RUNS_DIR": str(tmp_path / "runs")}
+    runner.execute(file, tmp_path / "out.ipynb", parameters)
+    found = results(tmp_path / "runs", "08")
+    assert found["n_images"] == 746 and found["n_patients"] == 213 + 171
+    assert (found["patients_in_two_parts"], found["papers_in_two_parts"]) == (0, 3)
+    names = [(pair["image_a"], pair["image_b"]) for pair in found["pairs_across_classes"]]
+    assert names == [("kjr-21-e24-p5-29.png", "71%0.jpg"), ("kjr-21-e24-p5-31.png", "71%1.jpg")]
+    assert found["format_rule"][0] == pytest.approx(161 / 203)
+    assert found["nothing_lost"] and found["merged"] == 747
 
 
 def test_the_phantoms_model_looks_at_real_studies(quick_runs, real_data, tmp_path):

@@ -1,0 +1,211 @@
+"""New images for COVID-CT: check them by the collection's rules; `merging` adds those that pass.
+
+The rules: every image has a class, a patient id, a caption and the DOI of a paper that is not in
+the collection yet; names "2020.mm.dd.xxxx" are bioRxiv or medRxiv, DOI 10.1101/2020.mm.dd.xxxx.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from helpers.audit import near_duplicates
+from helpers.covid_ct import normalise_doi
+
+CLASSES = {"covid": "COVID", "noncovid": "NonCOVID"}
+FIELDS = ("image", "class", "patient", "paper", "caption")
+ALIASES = {"filename": "image", "file": "image", "imagename": "image", "patientid": "patient"}
+ALIASES |= {"doi": "paper", "captions": "caption"}
+NAME = re.compile(r"[a-z0-9_][a-z0-9_.%+() -]{0,180}\.(png|jpe?g)", re.IGNORECASE)
+SHORTEST, LONGEST, MIN_CONTRAST, SAME_IMAGE = 48, 4096, 32, 0.98
+
+
+class ContributionError(ValueError):
+    """A contribution cannot be read or merged; one line says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """findings: file, severity ("refuse", "warn"), rule, what_to_do; table: a line an image."""
+
+    findings: pd.DataFrame
+    table: pd.DataFrame
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether there are images and none is refused."""
+        return len(self.table) > 0 and bool(self.table.accepted.all())
+
+    def __str__(self):
+        names = self.table.image[self.table.accepted]
+        lines = [f"{len(names)} of {len(self.table)} images can be taken: {', '.join(names)}"]
+        return "\n".join(lines + [f"{b} {a}: {c}; {d}" for a, b, c, d in self.findings.values])
+
+
+def check_contribution(folder, metadata, collection, images=None) -> Report:
+    """Check new images against the rules and against what the collection already holds.
+
+    folder: holds the images. metadata: .csv, .xlsx or a DataFrame with File name, Class ("COVID"
+    or "NonCOVID"), Patient ID, DOI and Captions. collection: table of the present images (image,
+    patient, paper); images: these, grey uint8 (H, W), to find copies. Sides of 48 to 4096 pixels
+    are taken, with a warning outside the collection's own. ContributionError.
+    """
+    folder, table, findings = Path(folder), read_metadata(metadata), []
+    if not folder.is_dir():
+        raise ContributionError(f"{folder}: is no folder; name the folder of the new images")
+    if not {"image", "patient", "paper"} <= set(collection):
+        raise ContributionError("the collection's table must have image, patient and paper")
+    if images is not None and len(images) != len(collection):
+        raise ContributionError(f"{len(images)} images but {len(collection)} rows; give one each")
+
+    def find(file, rule, what_to_do, severity="refuse"):
+        findings.append((file, severity, rule, what_to_do))
+
+    ignored = {"Thumbs.db", Path(metadata).name if isinstance(metadata, (str, Path)) else ""}
+    listed = [path.name for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    unlisted = [name for name in listed if name not in {*table.image, *ignored}]
+    for name in unlisted:
+        find(name, "no line in the metadata", "add one, or remove the file")
+    if images is None:
+        find("all", "not compared with the collection", "check again with its images", "warn")
+    taken, stems = {stem_of(name) for name in collection.image}, table.image.map(stem_of)
+    papers = {normalise_doi(text) for text in [*collection.paper.fillna(""), *collection.image]}
+    patients, greys, hashes = set(collection.patient), {}, {}
+    for place, row in enumerate(table.to_dict("records")):
+        name, doi, path = row["image"], row["paper"], folder / row["image"]
+        meant = normalise_doi(name)
+        on_file = [
+            (
+                not NAME.fullmatch(name),
+                "unsafe name",
+                "use letters, digits, _.%+()- and .png, .jpg",
+            ),
+            (
+                stems.duplicated(keep=False)[place],
+                "name listed twice",
+                "one line and name an image",
+            ),
+            (stem_of(name) in taken, "name is taken", "give the image another name"),
+            (not path.is_file() or path.is_symlink(), "no such file", "add it, or remove its line"),
+        ]
+        on_file = [fault for fault in on_file if fault[0]][:1]
+        if not on_file:
+            hashes[name] = sha256_of(path)
+            greys[name] = _read_image(path, collection, find)
+        if meant and not doi:
+            table.loc[place, "paper"] = doi = meant
+            find(name, "no DOI", f"filled in from the name: {meant}", "warn")
+        known = {row["patient"], _patient(row)} & patients
+        faults = [
+            (row["class"] not in CLASSES.values(), "no class", 'write "COVID" or "NonCOVID"'),
+            (not row["patient"], "no patient id", "give one, the same for all of a patient"),
+            (known, "patient id is taken", "count on from the last one of the collection"),
+            (not row["caption"], "no caption", "copy the figure's caption from the paper"),
+            (not doi, "no DOI", "give the paper's, 10.xxxx/..."),
+            (meant and meant != doi, "DOI and name differ", f"the name means {meant}; mend one"),
+            (doi and doi in papers, "DOI is taken", "choose papers that are not there yet"),
+        ]
+        for is_so, rule, advice in on_file + faults:
+            if is_so:
+                find(name, rule, advice)
+    _find_copies({k: v for k, v in greys.items() if v is not None}, table, collection, images, find)
+    findings = pd.DataFrame(findings, columns=["file", "severity", "rule", "what_to_do"])
+    extra = pd.DataFrame({"image": unlisted}).reindex(columns=table.columns, fill_value="")
+    table = pd.concat([table, extra], ignore_index=True)
+    table["sha256"] = [hashes.get(name, "") for name in table.image]
+    table["accepted"] = ~table.image.isin(findings.file[findings.severity == "refuse"])
+    return Report(findings, table)
+
+
+def read_metadata(metadata):
+    """The lines as text: FIELDS, the class as CLASSES has it, and the other columns by `key_of`."""
+    try:
+        if isinstance(metadata, pd.DataFrame):
+            raw = metadata
+        else:
+            is_sheet = Path(metadata).suffix.lower() == ".xlsx"
+            raw = (pd.read_excel if is_sheet else pd.read_csv)(metadata, dtype=str)
+    except Exception as error:  # what the readers raise for damaged files has no common kind
+        reason = " ".join(str(error).split())[:200]
+        raise ContributionError(f"{metadata}: no .csv or .xlsx table ({reason}); mend it") from None
+    keys = [key_of(name) for name in raw.columns]
+    if "image" not in keys:
+        raise ContributionError("the metadata have no column File name; add it")
+    cells = {key: raw.iloc[:, keys.index(key)].map(_clean) for key in keys}
+    empty = pd.Series("", index=raw.index)
+    table = pd.DataFrame({name: empty for name in FIELDS} | cells)
+    table = table[(table != "").any(axis=1)].reset_index(drop=True)
+    table["class"] = [CLASSES.get(key_of(text), text) for text in table["class"]]
+    table["paper"] = [normalise_doi(text) for text in table["paper"]]
+    return table
+
+
+def _clean(value):
+    """Any cell as text in one line, without control characters."""
+    text = f"{value:.15g}" if isinstance(value, float) else str(value)
+    return "" if pd.isna(value) else " ".join(re.sub(r"[\x00-\x1f\x7f]", " ", text).split())
+
+
+def key_of(name):
+    letters = re.sub(r"[^a-z]", "", str(name or "").lower())
+    return ALIASES.get(letters, letters)
+
+
+def stem_of(name):
+    """The name without its ending, as the metadata often write it, in lower case."""
+    return re.sub(r"\.(png|jpe?g)$", "", name.strip().casefold())
+
+
+def _patient(row):
+    """The id as a collection writes it that numbers the patients of both classes: covid-12."""
+    number = re.sub(r"(?i)^patient\s*", "", row["patient"]).replace(" ", "_")
+    return f"{row['class'].lower()}-{number}"
+
+
+def sha256_of(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _read_image(path, collection, find):
+    """The grey image (H, W) uint8, or None when it was refused."""
+    try:
+        with Image.open(path, formats=("PNG", "JPEG")) as image:
+            written, mode, size = image.format, image.mode, image.size
+            if not SHORTEST <= min(size) <= max(size) <= LONGEST:
+                raise ValueError(f"sides must have {SHORTEST} to {LONGEST} pixels")
+            if mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
+                raise ValueError(f"mode {mode} is not 8-bit")
+            page = Image.new("RGBA", size, "white")
+            grey = np.asarray(Image.alpha_composite(page, image.convert("RGBA")).convert("L"))
+        if np.ptp(grey) < MIN_CONTRAST:
+            raise ValueError("it shows nothing")
+    except Exception as error:  # what Pillow raises for damaged files has no common kind
+        reason = " ".join(str(error).split())[:100]
+        find(path.name, "image cannot be used", f"send it as 8-bit PNG ({reason})")
+        return None
+    if (written == "PNG") != (path.suffix.lower() == ".png") or mode not in ("L", "RGB"):
+        find(path.name, f"{mode} {written}", "better 8-bit grey PNG: format must not tell", "warn")
+    for side, n in zip(("width", "height"), size, strict=True):
+        if side in collection and not collection[side].min() <= n <= collection[side].max():
+            find(path.name, "size", f"{side} {n} is outside the collection's range; look", "warn")
+    return grey
+
+
+def _find_copies(greys, table, collection, images, find):
+    new, old = list(greys), [] if images is None else list(images)
+    pairs = near_duplicates([*greys.values(), *old] if new else [])
+    patients = table.drop_duplicates("image").set_index("image").patient
+    for a, b, _, correlation in pairs[pairs.image_a < len(new)].itertuples(index=False):
+        if b >= len(new):
+            there = collection.image.iloc[b - len(new)]
+            find(new[a], "copy", f"it is {there} ({correlation:.2f}); leave it out")
+        elif correlation < SAME_IMAGE and patients[new[a]] == patients[new[b]] != "":
+            find(new[b], "like a copy", f"see that it is another slice than {new[a]}", "warn")
+        else:
+            find(new[b], "copy", f"it is {new[a]} ({correlation:.2f}); keep one of them")
