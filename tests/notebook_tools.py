@@ -2,12 +2,15 @@
 
 import ast
 import re
+import shutil
 
 import nbformat
 
 from helpers import runner
 
 FILES = runner.notebook_files()
+BROWSERS = ("chromium", "google-chrome", "chromium-browser")
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
 def cells(file, kind=None, tag=None):

@@ -23,8 +23,9 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
-from notebook_tools import FILES
+from notebook_tools import CHROMIUM, FILES
 from PIL import Image
+from playwright.sync_api import sync_playwright
 
 from helpers import runner, viewers
 from helpers.cohort import find_studies
@@ -63,33 +64,34 @@ class Lab:
             return json.loads(answer.read() or "null")
 
 
-def copy_course(root):
-    """The course's files in an empty folder, without outputs; all but 03 in the tiny profile."""
+def copy_course(lab, file):
+    """The course in a folder of its own, without outputs; all but 03 in the tiny profile."""
+    root = lab.root / file.stem
     ignored = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
     shutil.copytree(runner.ROOT / "helpers", root / "helpers", ignore=ignored)
     shutil.copy(runner.ROOT / "pyproject.toml", root)
     (root / "notebooks").mkdir()
-    for file in FILES:
-        notebook = nbformat.read(file, 4)
-        for cell in notebook.cells:
-            if cell.cell_type == "code":
-                cell.outputs, cell.execution_count = [], None
-            if "parameters" in runner.tags(cell) and file in OTHERS:
-                cell.source = cell.source.replace('PROFILE = "quick"', 'PROFILE = "tiny"')
-        nbformat.write(notebook, root / "notebooks" / file.name)
+    notebook = nbformat.read(file, 4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+        if "parameters" in runner.tags(cell) and file in OTHERS:
+            cell.source = cell.source.replace('PROFILE = "quick"', 'PROFILE = "tiny"')
+    nbformat.write(notebook, root / "notebooks" / file.name)
+    return root
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     root = tmp_path_factory.mktemp("lab")
-    copy_course(root / "course")
+    (root / "courses").mkdir()
     settings = root / "settings" / "@jupyterlab" / "apputils-extension"
     settings.mkdir(parents=True)
     (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    found = Lab(f"http://127.0.0.1:{port}", secrets.token_hex(16), root / "course")
+    found = Lab(f"http://127.0.0.1:{port}", secrets.token_hex(16), root / "courses")
     environment = {
         **os.environ,
         "JUPYTER_TOKEN": found.token,
@@ -123,13 +125,10 @@ def lab(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    names = ("chromium", "google-chrome", "chromium-browser")
-    chromium = next(filter(None, map(shutil.which, names)), None)
-    if not chromium:
+    if not CHROMIUM:
         pytest.skip("no Chromium here: install it (on Debian, the package chromium)")
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield opened
         opened.close()
 
@@ -156,7 +155,7 @@ def open_and_run_all(page, lab, file, seconds=240):
     """Open a notebook in JupyterLab, Run All, wait; returns it as JupyterLab saved it."""
     # a workspace of its own, so that no tab of another test comes back
     workspace = f"{lab.url}/lab/workspaces/{file.stem}"
-    page.goto(f"{workspace}/tree/notebooks/{file.name}?token={lab.token}")
+    page.goto(f"{workspace}/tree/{file.stem}/notebooks/{file.name}?token={lab.token}")
     page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
     page.get_by_text(re.compile(r"Python 3 .*\| Idle")).wait_for()
     page.wait_for_timeout(500)
@@ -170,7 +169,8 @@ def open_and_run_all(page, lab, file, seconds=240):
         page.keyboard.press("Control+s")
         page.wait_for_timeout(300)
         try:
-            saved = nbformat.from_dict(lab.ask(f"contents/notebooks/{file.name}")["content"])
+            saved = lab.ask(f"contents/{file.stem}/notebooks/{file.name}")["content"]
+            saved = nbformat.from_dict(saved)
         except urllib.error.HTTPError:  # just being written
             continue
         code = [cell for cell in saved.cells if cell.cell_type == "code"]
@@ -233,6 +233,7 @@ def explored(browser, lab):
         "console",
         lambda message: opened.errors.append(message.text) if message.type == "error" else None,
     )
+    copy_course(lab, file)
     open_and_run_all(opened, lab, file)
     yield opened
     opened.close()
@@ -242,7 +243,7 @@ def explored(browser, lab):
 @pytest.fixture(scope="module")
 def studies(explored, lab):
     """The studies that 03 made: healthy, ill, and the ill one's mask."""
-    folder = lab.root / "data" / "phantom-pair-512"
+    folder = lab.root / "03_explore_slices" / "data" / "phantom-pair-512"
     table = find_studies(folder)
     return (*(read_study(folder / file) for file in table.file), folder / table["mask"].iloc[1])
 
@@ -386,13 +387,17 @@ def test_03_had_no_javascript_error(explored):
 
 
 @pytest.mark.parametrize("file", OTHERS, ids=lambda file: file.stem)
-def test_run_all_in_jupyterlab(file, page, lab):
+def test_opened_first_in_jupyterlab(file, page, lab):
+    """With nothing there it makes what it needs, where it should, and no error shows."""
+    root = copy_course(lab, file)
     try:
         saved = open_and_run_all(page, lab, file)
         page.screenshot(path=SCREENSHOTS / f"{file.stem}.png")
     finally:
         shut_down_kernels(lab)
-    assert (lab.root / "runs" / file.stem / "results.json").exists()
+    assert (root / "runs" / file.stem / "results.json").exists()
+    names = ["data", "helpers", "notebooks", "pyproject.toml", "runs"]
+    assert sorted(path.name for path in root.iterdir()) == names
     for cell in saved.cells:
         for output in cell.get("outputs", []):
             assert output.get("name") != "stderr", output.get("text")

@@ -8,7 +8,7 @@ import sys
 import nbformat
 import pytest
 from local_server import LocalServer
-from notebook_tools import FILES
+from notebook_tools import CHROMIUM, FILES
 
 from helpers import cohort, runner
 
@@ -98,6 +98,7 @@ def test_quick_08_finds_what_was_planted(quick_runs):
     assert found["merged"] == found["n_images"] + 1 == 261
 
 
+@pytest.mark.skipif(CHROMIUM is not None, reason="test_browser opens each notebook first")
 @every_notebook
 def test_alone_in_an_empty_folder(file, tmp_path):
     """Opened first, with nothing there: it makes what it needs, where it stands."""
