@@ -243,8 +243,8 @@ def test_a_failed_write_leaves_the_old_checkpoint(volumes, tmp_path, monkeypatch
     train(volumes, tmp_path, max_epochs_this_call=2)
     before = [(tmp_path / name).read_bytes() for name in ("best.pt", "last.pt", "history.csv")]
 
-    def half(state, path):
-        path.write_bytes(b"half of it")
+    def half(state, file):
+        file.write(b"half of it")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(torch, "save", half)
