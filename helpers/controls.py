@@ -95,9 +95,6 @@ class Controls:
         through, down, across = rendering.plane_axes(viewer.plane)
         if control is self.slice:
             viewer.move(through, change["new"])
-            self.is_busy = True
-            self.play.value = change["new"]  # a film goes on from here
-            self.is_busy = False
         elif control is self.across:
             viewer.move(across, change["new"])
         elif control is self.down:
@@ -108,6 +105,10 @@ class Controls:
             viewer.level, viewer.width = self.level.value, self.width.value
             self._refit()
         self._draw()
+        if control is self.slice:  # a film goes on from here; after the picture, which is urgent
+            self.is_busy = True
+            self.play.value = change["new"]
+            self.is_busy = False
 
     def _on_button(self, change):
         """One of the buttons was pressed."""

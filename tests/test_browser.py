@@ -331,10 +331,23 @@ def test_mask_and_strip(explored, studies):
     assert_shows(output, expected)
     strip = picture_in(output, 1)
     assert np.abs(strip.astype(int) - expected.strip()).max() == 0
-    output.locator(".noUi-handle").nth(3).focus()
-    explored.keyboard.press("ArrowLeft")
-    expected.opacity = 0.35
+    covered = picture_in(output)
+    handles = output.locator(".noUi-handle:visible")
+    assert handles.count() == 4, "slice, level, width and overlay"
+    handles.nth(3).focus()
+    explored.keyboard.press("Home")
+    output.get_by_text("0.00").wait_for()
+    expected.opacity = 0
     assert_shows(output, expected)
+    orange = [
+        int(picture[..., 0].sum()) - int(picture[..., 2].sum())
+        for picture in (covered, picture_in(output))
+    ]
+    assert orange[0] > 10 * abs(orange[1]), "the overlay did not fade"
+    handles.nth(3).focus()
+    for _ in range(8):
+        explored.keyboard.press("ArrowRight")
+    output.get_by_text("0.40").wait_for()
     output.locator("img").first.scroll_into_view_if_needed()
     explored.wait_for_timeout(300)
     explored.screenshot(path=SCREENSHOTS / "03-mask-1200.png")
