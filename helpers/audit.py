@@ -63,12 +63,14 @@ def square(image, size=256) -> np.ndarray:
     return np.asarray(image.resize((size, size), Image.BILINEAR, reducing_gap=2.0))
 
 
-def difference_hash(image) -> np.ndarray:
+def difference_hash(image):
     """256 bits of an image (bool): is a pixel of its 16 x 17 thumbnail brighter than its left one?
 
-    Scale, brightness and JPEG hardly change them. Source: N. Krawetz, "Kind of Like That" (2013).
+    image: (H, W) uint8, best from `square`. Scale, brightness and JPEG hardly change the bits.
+    Source: N. Krawetz, "Kind of Like That" (2013).
     """
-    return _hash(square(image))
+    thumbnail = np.asarray(Image.fromarray(image).resize((17, 16), Image.BOX))
+    return (thumbnail[:, 1:] > thumbnail[:, :-1]).ravel()
 
 
 def near_duplicates(images, table=None, min_correlation=0.9) -> pd.DataFrame:
@@ -86,7 +88,7 @@ def near_duplicates(images, table=None, min_correlation=0.9) -> pd.DataFrame:
         _check(table, ["image", "label", "part", "patient"], images)
         names = table.image.to_numpy()
     squares = np.array([square(image) for image in images], np.uint8).reshape(-1, 256, 256)
-    signs = np.array([_hash(one) for one in squares], np.float32).reshape(-1, 256) * 2 - 1
+    signs = np.array([difference_hash(one) for one in squares], np.float32).reshape(-1, 256) * 2 - 1
     distances = np.rint((256 - signs @ signs.T) / 2).astype(int)
     thumbnails = _standard(np.array([_small(one, 32, 32) for one in squares]).reshape(-1, 1024))
     alike = (distances <= MAX_DISTANCE) | (thumbnails @ thumbnails.T >= MIN_THUMBNAIL)
@@ -220,11 +222,6 @@ def load_split(path, table=None) -> pd.DataFrame:
 
 def _small(image, width, height):
     return np.asarray(Image.fromarray(image).resize((width, height), Image.BOX))
-
-
-def _hash(image):
-    thumbnail = _small(image, 17, 16)
-    return (thumbnail[:, 1:] > thumbnail[:, :-1]).ravel()
 
 
 def _standard(rows):

@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from helpers import contributions
 from helpers.contributions import ContributionError, check_contribution
 from helpers.merging import merge
 
@@ -192,22 +191,6 @@ def test_preprint_names_give_and_check_the_doi(offer, collection):
     metadata.loc[0, ["File name", "DOI"]] = [taken, ""]
     report = check_contribution(folder, metadata, *collection)
     assert rules(report) == {(taken, "DOI is taken")}
-
-
-@pytest.mark.parametrize(
-    ("text", "doi"),
-    [
-        ("2020.03.12.20034686-p17-91-2.png", "10.1101/2020.03.12.20034686"),
-        ("10.1101/2020.03.12.20034686v2", "10.1101/2020.03.12.20034686"),
-        ("https://doi.org/10.1016/S0140-6736(20)30154-9 ", "10.1016/s0140-6736(20)30154-9"),
-        ("10.1016/ S0140-6736(20)30154-9", "10.1016/s0140-6736(20)30154-9"),
-        ("kjr-21-e24-p5-29.png", ""),
-        ("10.5.png", ""),
-        ("", ""),
-    ],
-)
-def test_normalise_doi(text, doi):
-    assert contributions.normalise_doi(text) == doi
 
 
 def test_images_that_cannot_be_used_are_refused(offer, collection):
