@@ -27,7 +27,7 @@ from notebook_tools import CHROMIUM, FILES
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from helpers import runner, viewers
+from helpers import rendering, runner, viewers
 from helpers.cohort import find_studies
 from helpers.volumes import read_mask, read_study
 
@@ -199,8 +199,12 @@ def output_of(page, source, nth=0):
 
 def picture_in(output, nth=0):
     """The pixels of a widget's picture, as the browser has them."""
-    encoded = output.locator("img").nth(nth).evaluate(IMAGE_BYTES)
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB"))
+    return np.asarray(Image.open(io.BytesIO(bytes_in(output, nth))).convert("RGB"))
+
+
+def bytes_in(output, nth=0):
+    """The bytes of a widget's picture, as the browser has them."""
+    return base64.b64decode(output.locator("img").nth(nth).evaluate(IMAGE_BYTES))
 
 
 def wait_for_text(output, text):
@@ -209,15 +213,9 @@ def wait_for_text(output, text):
 
 
 def assert_shows(output, viewer):
-    """The browser's picture is the viewer's, but for JPEG's losses, of 2.5 at most.
-
-    The neighbouring slice is 3.1 or more away.
-    """
-    expected, deadline = viewer.picture().astype(int), time.monotonic() + 10
-    while True:
-        shown = picture_in(output).astype(int)
-        if shown.shape == expected.shape and np.abs(shown - expected).mean() < 3:
-            return
+    """The browser's picture is the viewer's, byte for byte as the kernel encodes it."""
+    expected, deadline = rendering.encode(viewer.picture()), time.monotonic() + 10
+    while bytes_in(output) != expected:
         assert time.monotonic() < deadline, (viewer.readout(), output.inner_text())
         time.sleep(0.2)
 
