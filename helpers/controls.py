@@ -98,7 +98,7 @@ class Controls:
         elif control is self.across:
             viewer.move(across, change["new"])
         elif control is self.down:
-            viewer.move(down, change["new"] if down else self.down.max - change["new"])
+            viewer.move(down, change["new"] if down else _upside_down(viewer, change["new"]))
         elif control is self.opacity:
             viewer.opacity = change["new"]
         else:
@@ -128,21 +128,23 @@ class Controls:
     def _refit(self):
         """Bring the controls to what the viewer shows, without drawing on the way."""
         viewer, self.is_busy = self.viewer, True
-        shape, point = viewer.scans[0].hu.shape, viewer.point(viewer.scans[0])
         through, down, across = rendering.plane_axes(viewer.plane)
-        down_value = point[down] if down else shape[0] - 1 - point[0]
-        for control, n, value in (
-            (self.slice, shape[through], point[through]),
-            (self.play, shape[through], point[through]),
-            (self.down, shape[down], down_value),
-            (self.across, shape[across], point[across]),
+        for control, axis in (
+            (self.slice, through),
+            (self.play, through),
+            (self.down, down),
+            (self.across, across),
         ):
+            first, last = viewer.reach(viewer.scans[0], axis)
+            value = viewer.point(viewer.scans[0])[axis]
+            if control is self.down and axis == 0:
+                first, value, last = (_upside_down(viewer, z) for z in (last, value, first))
             # one by one, so that the browser never meets a value beyond the range it knows:
             # it would cut it off and send that back
-            if n - 1 > control.max:
-                control.max = n - 1
+            control.max = max(control.max, last)
+            control.min = min(control.min, first)
             control.value = value
-            control.max = n - 1
+            control.min, control.max = first, last
         self.level.value, self.width.value = viewer.level, viewer.width
         window = viewer.level, viewer.width
         self.preset.value = next((name for name in PRESETS if PRESETS[name] == window), None)
@@ -167,6 +169,11 @@ def build(viewer) -> widgets.Box:
     controls = Controls(viewer)
     controls.box.controls = controls
     return controls.box
+
+
+def _upside_down(viewer, z):
+    """Slices counted from the head instead of the feet, or the other way round."""
+    return viewer.scans[0].hu.shape[0] - 1 - z
 
 
 def _picture_layout():

@@ -164,9 +164,19 @@ class Viewer:
         self.opacity, self.zoom, self.cross = 0.4, False, False
 
     def point(self, scan) -> tuple[int, int, int]:
-        """The chosen voxel (z, y, x) of a scan."""
-        shape = scan.hu.shape
-        return tuple(min(n - 1, int(f * n)) for f, n in zip(self.place, shape, strict=True))
+        """The chosen voxel (z, y, x) of a scan; the cross never leaves what the zoom shows."""
+        chosen = []
+        for axis, n in enumerate(scan.hu.shape):
+            first, last = self.reach(scan, axis)
+            chosen.append(min(max(int(self.place[axis] * n), first), last))
+        return tuple(chosen)
+
+    def reach(self, scan, axis: int) -> tuple[int, int]:
+        """The first and last voxel that can be chosen along an axis of (D, H, W)."""
+        if self.zoom and self.cross and axis != rendering.plane_axes(self.plane)[0]:
+            start, stop = scan.lungs[axis]
+            return start, stop - 1
+        return 0, scan.hu.shape[axis] - 1
 
     def move(self, axis: int, index: int) -> None:
         """Choose voxel `index` of the first scan along an axis of (D, H, W)."""

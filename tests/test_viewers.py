@@ -658,6 +658,34 @@ def test_zoom_and_cross_at_every_edge(made, end):
             assert viewer.picture(plane).shape == (96, 96, 3)
 
 
+@pytest.mark.parametrize("plane", PLANES)
+@pytest.mark.parametrize("end", [0, 0.999])
+def test_the_cross_stays_in_the_zoom(made, plane, end):
+    """Wherever it was before, it is seen, and its sliders end where the picture ends."""
+    viewer = explore(made.hu, spacing=made.spacing, plane=plane, size=200)
+    controls, scan = viewer.widget.controls, viewer.scans[0]
+    viewer.place = [end] * 3
+    outside = viewer.point(scan)
+    controls.cross.value = controls.zoom.value = True
+    through, down, across = rendering.plane_axes(plane)
+    box, at = scan.lungs, viewer.point(scan)
+    assert at[through] == outside[through]
+    assert all(box[axis][0] <= at[axis] < box[axis][1] for axis in (down, across))
+    assert (viewer.picture() == CROSS_COLOUR).all(axis=-1).any()
+    assert f"at the cross {scan.hu[at]} HU".replace("-", "−") in viewer.readout()
+    sliders = (controls.down, down), (controls.across, across)
+    for last in (False, True):
+        for control, axis in sliders:
+            control.value = control.max if last else control.min
+            is_last = last != (axis == 0)  # slices are counted from the feet
+            assert viewer.point(scan)[axis] == (box[axis][1] - 1 if is_last else box[axis][0])
+    viewer.place = [end] * 3
+    controls.zoom.value = False
+    assert viewer.point(scan) == outside
+    assert [control.min for control, _ in sliders] == [0, 0]
+    assert [control.max for control, _ in sliders] == [made.hu.shape[a] - 1 for _, a in sliders]
+
+
 def test_still_picture(made):
     alone = explore(made.hu, mask=made.mask, spacing=made.spacing)
     sheet = np.asarray(alone.still())
@@ -889,19 +917,26 @@ def test_the_browser_never_gets_a_value_beyond_the_range_it_knows(shown, sent):
     """It would cut the value off and send that back: the viewer would jump."""
     controls, made = shown.controls, shown.viewer.scans[0].hu
     sliders = (controls.slice, controls.play, controls.down, controls.across)
-    known = {id(control): {"max": control.max, "value": control.value} for control in sliders}
-    for plane in (2, 0, 1, 2, 0):
+    known = {
+        id(control): {name: getattr(control, name) for name in ("min", "max", "value")}
+        for control in sliders
+    }
+    shown.viewer.place = [0.999, 0.999, 0]
+    changes = [(controls.plane, {"index": plane}) for plane in (2, 0, 1, 2, 0)]
+    changes[2:2] = [(control, {"value": True}) for control in (controls.zoom, controls.cross)]
+    for pressed, change in (*changes, (controls.zoom, {"value": False})):
         sent.clear()
-        controls.plane.set_state({"index": plane})
+        pressed.set_state(change)
         for widget, state in sent:
             if widget in sliders:
                 assert len(state) == 1, "the order within one message is not certain"
-                known[id(widget)] |= state
-                assert known[id(widget)]["value"] <= known[id(widget)]["max"]
-        through = rendering.plane_axes(PLANES[plane])[0]
+                now = known[id(widget)] = known[id(widget)] | state
+                assert now["min"] <= now["value"] <= now["max"]
+        through = rendering.plane_axes(shown.viewer.plane)[0]
         point = shown.viewer.point(shown.viewer.scans[0])[through]
         for control in (controls.slice, controls.play):
-            assert known[id(control)] == {"max": made.shape[through] - 1, "value": point}
+            last = made.shape[through] - 1
+            assert known[id(control)] == {"min": 0, "max": last, "value": point}
 
 
 @pytest.mark.parametrize("control", ["slice", "level", "plane"])
