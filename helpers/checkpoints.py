@@ -31,7 +31,7 @@ def save_run(folder: Path, settings: dict, parts: dict, history: list[dict]) -> 
     parts: model, optimizer and scaler. A run that stops between the files does the last epoch
     again, because last.pt comes after best.pt.
     """
-    losses = [row["validation_loss"] for row in history]
+    losses = judged_losses(history)
     state = {name: part.state_dict() for name, part in parts.items()}
     state |= {"epoch": len(history), "history": history, "best": min(losses), "settings": settings}
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,8 +54,10 @@ def start_run(folder: Path, settings: dict, parts: dict, resume: bool) -> list[d
     if not path.exists():
         return []
     state = read_checkpoint(path)
+    # schedule is not named in files from when there was one only
+    made_with = {"schedule": "cosine"} | state["settings"]
     for name, now in settings.items():
-        before = state["settings"].get(name)
+        before = made_with.get(name)
         if before != now:
             raise ValueError(
                 f"{path}: made with {name}={before}, now {name}={now}; use the old value, "
@@ -99,6 +101,11 @@ def read_checkpoint(path: str | Path) -> dict:
 
 
 def epochs_since_best(history: list[dict]) -> int:
-    """How many epochs ago the validation loss was lowest; 0 for the last one or before any."""
-    losses = [row["validation_loss"] for row in history]
+    """How many epochs ago the loss was lowest; 0 for the last one or before any."""
+    losses = judged_losses(history)
     return len(losses) - 1 - losses.index(min(losses)) if losses else 0
+
+
+def judged_losses(history: list[dict]) -> list[float]:
+    """The validation losses, or the training losses where nothing is validated."""
+    return [row.get("validation_loss", row["train_loss"]) for row in history]

@@ -80,18 +80,23 @@ def resnet18_encoder(pretrained: bool = True) -> ResNet18Encoder:
     from torchvision.models import ResNet18_Weights
 
     encoder = ResNet18Encoder()
-    if not pretrained:
-        return encoder
+    weights = imagenet_weights("ResNet18", ResNet18_Weights.IMAGENET1K_V1.url) if pretrained else {}
+    if weights:
+        del weights["fc.weight"], weights["fc.bias"]
+        encoder.network.load_state_dict(weights)
+    return encoder
+
+
+def imagenet_weights(name: str, url: str) -> dict[str, torch.Tensor]:
+    """torchvision's published weights, hash-checked; {} and one printed line without them."""
     try:
-        weights = torch.hub.load_state_dict_from_url(
-            ResNet18_Weights.IMAGENET1K_V1.url, progress=False, check_hash=True, weights_only=True
+        return torch.hub.load_state_dict_from_url(
+            url, progress=False, check_hash=True, weights_only=True
         )
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        print(f"ResNet18: no ImageNet weights ({reason}); starting from random weights instead.")
-        return encoder
-    encoder.network.load_state_dict({k: v for k, v in weights.items() if not k.startswith("fc.")})
-    return encoder
+        print(f"{name}: no ImageNet weights ({reason}); starting from random weights instead.")
+        return {}
 
 
 class AttentionPooling(nn.Module):

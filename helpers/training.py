@@ -6,6 +6,7 @@ import math
 import time
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,8 @@ def fit(
     precision: str = "auto",
     device: str = "auto",
     class_weighting: bool = True,
-    augment: float = 1.0,
+    augment: float | Callable = 1.0,
+    schedule: str = "cosine",
     patience: int = 10,
     clip: float = 1.0,
     seed: int = 0,
@@ -96,7 +98,9 @@ def fit(
 
     Loss: binary cross-entropy; class_weighting counts a positive scan n_negative / n_positive
     times. AdamW, linear warm-up (a fraction of all steps), cosine decay, gradients clipped at
-    norm `clip`. augment: strength of the augmentation, 0 for none.
+    norm `clip`. schedule="constant" keeps the learning rate as it is after the warm-up. augment:
+    strength of the augmentation, 0 for none, or a function (batch, generator) -> batch whose
+    repr names its settings.
 
     The best epoch has the lowest validation loss, and `patience` epochs without a better one
     end the training. The AUC does not decide: with few scans it takes few values and stays at 1
@@ -114,6 +118,8 @@ def fit(
     validation_rows = np.array(validation_rows)
     check_labels(labels[train_rows], "training")
     check_labels(labels[validation_rows], "validation")
+    if schedule not in ("cosine", "constant"):
+        raise ValueError(f"schedule={schedule!r}: give 'cosine' or 'constant'")
     settings = {
         "model": f"{type(model).__name__} {zlib.crc32(repr(model).encode()):08x}",
         "data": fingerprint(labels, train_rows, validation_rows, volumes[train_rows[0]]),
@@ -124,7 +130,8 @@ def fit(
         "warmup": warmup,
         "precision": precision,
         "class_weighting": class_weighting,
-        "augment": float(augment),
+        "augment": repr(augment) if callable(augment) else float(augment),
+        "schedule": schedule,
         "patience": patience,
         "clip": clip,
         "seed": seed,
@@ -140,6 +147,7 @@ def fit(
     history = start_run(folder, settings, parts, resume)
     if history and on_epoch:
         on_epoch(pd.DataFrame(history))
+    change = augment if callable(augment) else partial(augment_batch, strength=float(augment))
     scans = Scans(volumes, used, keep=True)
     targets = torch.tensor(labels, dtype=torch.float32)
     weight = positive_weight(labels[train_rows]) if class_weighting else 1.0
@@ -148,7 +156,8 @@ def fit(
         while len(history) < stop and epochs_since_best(history) < patience:
             started, row = time.perf_counter(), {"epoch": len(history) + 1}
             row |= train_one_epoch(
-                parts, scans, targets, train_rows, weight, precision, settings, len(history)
+                *(parts, scans, targets, train_rows, weight, precision, settings, len(history)),
+                change,
             )
             logits, _ = read_scans(model, scans, validation_rows, batch_size, precision)
             loss, auc = validation_loss_and_auc(logits, targets[validation_rows], weight)
@@ -173,8 +182,9 @@ def train_one_epoch(
     precision: str,
     settings: dict,
     epoch: int,
+    change: Callable,
 ) -> dict[str, float]:
-    """One pass over the rows in random order; `epoch` counts from 0."""
+    """One pass over the rows in random order; `epoch` counts from 0, `change` augments."""
     model, optimizer, scaler = parts["model"], parts["optimizer"], parts["scaler"]
     batches = range(0, len(rows), settings["batch_size"])
     n_steps = settings["epochs"] * len(batches)
@@ -186,10 +196,14 @@ def train_one_epoch(
         order = rows[torch.randperm(len(rows), generator=generator).numpy()]
         for k, first in enumerate(batches):
             chosen = order[first : first + settings["batch_size"]]
-            factor = learning_rate_factor(epoch * len(batches) + k, n_steps, n_warmup)
+            step = epoch * len(batches) + k
+            if settings["schedule"] == "constant":
+                factor = min(1.0, (step + 1) / max(1, n_warmup))
+            else:
+                factor = learning_rate_factor(step, n_steps, n_warmup)
             for group in optimizer.param_groups:
                 group["lr"] = factor * settings["learning_rate"]
-            volumes = augment_batch(scans.take(chosen), generator, settings["augment"])
+            volumes = change(scans.take(chosen), generator)
             with autocast(scans.device, precision):
                 logits, _ = model(volumes)
             loss = weighted_loss(logits, targets[chosen].to(scans.device), weight)

@@ -450,5 +450,22 @@ def test_histogram_baseline_learns_brightness_but_not_noise(tmp_path):
         baselines.histogram_baseline(mapped[:3], [0, 0, 1], mapped[30:])
 
 
+def test_logistic_regression_standardises_and_repeats_itself():
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 2
+    features = rng.normal(size=(60, 5))
+    features[:, 2] += 2 * labels
+    scale, shift = np.array([1e3, 1, 1e-3, 1, 10]), np.array([5e4, 0, 2, -3, 1])
+    probabilities = [
+        baselines.logistic_regression(table[:40], labels[:40]).predict_proba(table[40:])[:, 1]
+        for table in (features, features, features * scale + shift)
+    ]
+    np.testing.assert_array_equal(probabilities[0], probabilities[1])
+    np.testing.assert_allclose(probabilities[0], probabilities[2], atol=1e-4)
+    assert evaluation.auc(labels[40:], probabilities[0]) > 0.85
+    with pytest.raises(ValueError, match="at least two"):
+        baselines.logistic_regression(features[:3], [0, 0, 1])
+
+
 def test_majority_class_says_the_training_share():
     assert baselines.majority_class([0, 1, 1, 1], 5) == pytest.approx([0.75] * 5)

@@ -9,6 +9,7 @@ import pickle
 import sys
 import types
 import zipfile
+from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -228,7 +229,7 @@ def test_an_interrupt_within_an_epoch_leaves_the_last_finished_one(volumes, tmp_
     train(volumes, tmp_path, max_epochs_this_call=2)
     before = (tmp_path / "last.pt").read_bytes()
 
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(training, "augment_batch", interrupt)
@@ -286,6 +287,7 @@ CHANGED = {
     "precision": "fp32",
     "class_weighting": False,
     "augment": 0.5,
+    "schedule": "constant",
     "patience": 3,
     "clip": 0.5,
     "seed": 8,
@@ -315,6 +317,75 @@ def test_another_model_or_other_data_are_refused(volumes, tmp_path):
             make(), volumes, LABELS, TRAIN[:-2], VALIDATION, tmp_path,
             epochs=1, batch_size=5, device="cpu",
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Brighter:
+    """An augmentation of one's own; its repr names its setting."""
+
+    by: float
+
+    def __call__(self, batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return (batch + self.by * torch.rand(len(batch), 1, 1, 1, generator=generator)).clamp(0, 1)
+
+
+def test_an_augmentation_of_ones_own_is_used_for_training_and_not_for_validation(volumes, tmp_path):
+    model, seen = make(), []
+    model.register_forward_pre_hook(
+        lambda module, inputs: seen.append((module.training, inputs[0].clone()))
+    )
+    fit(
+        model, np.zeros_like(volumes), LABELS, TRAIN, VALIDATION, tmp_path,
+        epochs=2, batch_size=5, device="cpu", augment=Brighter(0.5),
+    )  # fmt: skip
+    trained = torch.cat([scans for training_now, scans in seen if training_now])[:, 0, 0, 0]
+    validated = torch.cat([scans for training_now, scans in seen if not training_now])
+    assert len(trained) == 24 and len(trained.unique()) == 24
+    assert 0 < trained.min() < 0.1 and 0.4 < trained.max() < 0.5
+    assert len(validated) == 16 and not validated.any()
+
+
+def test_an_augmentation_of_ones_own_is_resumed_and_another_refused(volumes, tmp_path):
+    whole, parts = make(), make()
+    expected = train(volumes, tmp_path / "whole", whole, augment=Brighter(0.5))
+    train(volumes, tmp_path / "parts", parts, augment=Brighter(0.5), max_epochs_this_call=2)
+    for other in (Brighter(0.25), 1.0):
+        with pytest.raises(ValueError, match=r"augment=Brighter\(by=0.5\), now augment=") as caught:
+            train(volumes, tmp_path / "parts", augment=other)
+        assert "\n" not in str(caught.value)
+    resumed = train(volumes, tmp_path / "parts", parts, augment=Brighter(0.5))
+    pd.testing.assert_frame_equal(
+        without_seconds(resumed), without_seconds(expected), check_exact=True
+    )
+    assert same_weights(whole, parts)
+
+
+def test_a_constant_schedule_stays_after_the_warm_up(volumes, tmp_path):
+    options = {"learning_rate": 0.01, "schedule": "constant"}
+    history = train(volumes, tmp_path / "warm", warmup=0.5, **options)
+    # 3 steps an epoch, 12 in all, 6 of warm-up; the rate is that of an epoch's last step
+    assert history.learning_rate.tolist() == pytest.approx([0.005, 0.01, 0.01, 0.01])
+    history = train(volumes, tmp_path / "cold", warmup=0.0, epochs=2, **options)
+    assert history.learning_rate.tolist() == [0.01, 0.01]
+
+
+def test_an_unknown_schedule_is_refused(volumes, tmp_path):
+    with pytest.raises(ValueError, match="schedule='linear': give 'cosine' or 'constant'"):
+        train(volumes, tmp_path, schedule="linear")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_from_before_there_were_schedules_goes_on_as_cosine(volumes, tmp_path):
+    expected = train(volumes, tmp_path / "whole", epochs=2)
+    train(volumes, tmp_path / "old", epochs=2, max_epochs_this_call=1)
+    path = tmp_path / "old/last.pt"
+    state = torch.load(path, weights_only=True)
+    del state["settings"]["schedule"]
+    torch.save(state, path)
+    with pytest.raises(ValueError, match="made with schedule=cosine, now schedule=constant"):
+        train(volumes, tmp_path / "old", epochs=2, schedule="constant")
+    resumed = train(volumes, tmp_path / "old", epochs=2)
+    pd.testing.assert_frame_equal(without_seconds(resumed), without_seconds(expected))
 
 
 def test_rows_of_one_class_are_refused(volumes, tmp_path):
