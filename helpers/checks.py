@@ -240,3 +240,50 @@ def check_accuracy_without_copies(accuracy):
     if close(accuracy, 166 / 203, 1e-3):
         hint = "The copies are gone from the right ones, but still among the 203."
     return verdict(close(accuracy, 166 / 201, 1e-4), "From .828 to .826.", hint)
+
+
+def check_black_rows(n_rows):
+    """9.1: the black rows after an image of 400 x 200 pixels (width x height) fills 224 x 224."""
+    if not answer(n_rows):
+        return None
+    hint = "The longer side, 400, becomes 224; the other shrinks by the same factor."
+    if close(n_rows, 112 / 2):
+        hint = "That is one of the two black bars."
+    if close(n_rows, 0):
+        hint = "Without black rows the lung would be stretched to twice its height."
+    return verdict(close(n_rows, 112), "The shape of the chest stays as it was.", hint)
+
+
+def check_f1_of_covid(f1):
+    """9.2: F1 with COVID as positive, of 80 of 97 found and 91 of 105 others called right."""
+    if not answer(f1):
+        return None
+    hint = "17 missed and 14 false alarms: F1 = 2 TP / (2 TP + FP + FN), with TP = 80."
+    if close(f1, 182 / 213, 2e-3):
+        hint = "That is the F1 of the others: there TP is 91."
+    if close(f1, 80 / 97, 2e-3):
+        hint = "That is the sensitivity: F1 counts the false alarms too."
+    return verdict(close(f1, 160 / 191, 2e-3), "The same calls: .854 became .838.", hint)
+
+
+def check_loss_of_guessing(loss):
+    """10.1: the loss when one right and 512 wrong keys are all equally similar."""
+    if not answer(loss):
+        return None
+    hint = "Each of the 513 gets the probability 1 / 513; the loss is minus its logarithm."
+    if close(loss, np.log(2)):
+        hint = "That is two answers; here there are 513."
+    if close(loss, np.log(512), 5e-4):
+        hint = "The right key counts too."
+    praise = "Whoever stays near this loss has learned nothing."
+    return verdict(close(loss, np.log(513), 5e-4), praise, hint)
+
+
+def check_half_life(n_steps):
+    """10.2: after how many steps half of the key network is new, at a momentum of 0.99."""
+    if not answer(n_steps):
+        return None
+    hint = "After n steps the old weights count 0.99 ** n: when is that 0.5?"
+    if close(n_steps, 50, 0.5):
+        hint = "Each step takes a hundredth of what is left, not of the whole."
+    return verdict(close(n_steps, 69, 0.5), "At 0.999 it would be 693.", hint)

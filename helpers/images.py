@@ -1,0 +1,207 @@
+"""What the notebooks on 2-D images begin with: images that are ready, and a trained model.
+
+Nothing here teaches; it puts together what the notebooks explain, so that any of them can be the
+first one opened. `course` does the same for 3-D studies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import f1_score
+
+from helpers import audit, covid_ct, evaluation
+from helpers.files import write_whole
+
+
+@dataclass(frozen=True)
+class ImageProfile:
+    """The sizes of one way to take the notebooks; `tiny` is for tests of the machinery alone.
+
+    size: pixels a side. width: of the small CNN. epochs: of fine-tuning it and DenseNet169 and of
+    pre-training. n_seeds: of the small CNN and of DenseNet169. imagenet: try to get the weights.
+    """
+
+    size: int
+    width: int
+    epochs: tuple[int, int, int]
+    n_seeds: tuple[int, int]
+    imagenet: bool
+
+
+PROFILES = {
+    "tiny": ImageProfile(32, 8, (2, 1, 2), (1, 1), False),
+    "quick": ImageProfile(64, 16, (20, 3, 30), (3, 1), False),
+    "full": ImageProfile(224, 32, (60, 40, 200), (3, 3), True),
+}
+NETWORKS = {"small": "small CNN", "densenet169": "DenseNet169"}
+SPLITS = {"official": "part", "clean": "clean_part"}
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A collection of images, ready to train on.
+
+    table: one row an image, with label (1 = COVID), part (the official split), clean_part
+    ("" = left out) and patient. images: uint8, (N, 1, H, W), in the table's order. caption: what
+    every figure of these images must say.
+    """
+
+    table: pd.DataFrame
+    images: np.ndarray
+    caption: str
+    profile: ImageProfile
+    run_name: str
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The label of each image, (N,)."""
+        return self.table.label.to_numpy()
+
+    @property
+    def patients(self) -> np.ndarray:
+        """The patient of each image, (N,)."""
+        return self.table.patient.to_numpy()
+
+    def rows(self, part: str, split: str = "official") -> np.ndarray:
+        """The rows of one part ("train", "validation", "test") of the official or clean split."""
+        return np.flatnonzero(self.table[SPLITS[split]] == part)
+
+    def rows_for_pretraining(self) -> np.ndarray:
+        """The rows that both splits train on: no image of any validation or test part."""
+        return np.intersect1d(self.rows("train"), self.rows("train", "clean"))
+
+
+def prepare(images="phantom", profile="quick", data_dir="data", seed=0, size=0) -> ImageData:
+    """Decode a collection once, letterboxed and grey, with its official and its cleaned split.
+
+    images: "phantom", "covid-ct" or a folder, see `covid_ct.get`. profile: a key of PROFILES.
+    size: pixels a side, 0 for the profile's. What was decoded is kept below `data_dir`, under a
+    name that changes with the collection; nothing is written into a folder of yours. ValueError
+    for an unknown profile, CovidCTError for a collection that is not as it should be.
+    """
+    if profile not in PROFILES:
+        raise ValueError(f'PROFILE is "{profile}"; choose one of {", ".join(PROFILES)}')
+    sizes = PROFILES[profile]
+    size = size or sizes.size
+    root, caption = covid_ct.get(images, data_dir, profile)
+    table = covid_ct.read_collection(root)
+    content = table[["image", "label", "part", "n_bytes"]].to_csv(index=False)
+    key = hashlib.sha1(f"{root.resolve()}\n{content}".encode()).hexdigest()[:8]
+    work = Path(data_dir) / f"images-{root.resolve().name}-{key}"
+    pixels, split = work / f"{size}x{size}.npy", work / f"clean-split-seed{seed}.csv"
+    if not (pixels.exists() and split.exists()):
+        decoded = covid_ct.read_images(root, table)
+        pairs = audit.near_duplicates(decoded, table)
+        clean, _ = audit.cleaned_split(table, pairs, seed)
+        audit.save_split(clean, split)
+        squares = np.stack([covid_ct.letterbox(image, (size, size)) for image in decoded])
+        write_whole(pixels, lambda file: np.save(file, squares[:, None]))
+    part = audit.load_split(split, table).set_index("image").part
+    table["clean_part"] = part[table.image].to_numpy()
+    run_name = f"{root.resolve().name}-{size}px-{key}"
+    return ImageData(table, np.load(pixels), caption, sizes, run_name)
+
+
+def new_model(which: str, profile: ImageProfile, seed=0, imagenet=False):
+    """A classifier of grey images, seeded and untrained: "small" or "densenet169".
+
+    imagenet: begin DenseNet169 with ImageNet weights, where they can be had.
+    """
+    import torch
+
+    from helpers import image_models
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if which == "small":
+            return image_models.ImageClassifier(image_models.SmallCNN(profile.width))
+        encoder = image_models.densenet169_encoder(pretrained=imagenet)
+        return image_models.ImageClassifier(encoder)
+
+
+def published_recipe() -> dict:
+    """Options of `training.fit` as published: Adam with 1e-4, batches of 10, random crops, flips.
+
+    He et al. 2020, medRxiv 2020.04.13.20063941. AdamW without weight decay is Adam.
+    """
+    from helpers.image_augmentation import PUBLISHED
+
+    options = {"learning_rate": 1e-4, "weight_decay": 0.0, "batch_size": 10, "augment": PUBLISHED}
+    options |= {"warmup": 0.0, "schedule": "constant", "clip": math.inf, "class_weighting": False}
+    return options
+
+
+def course_recipe() -> dict:
+    """Options of `training.fit` that did better on the validation part of COVID-CT."""
+    from helpers.image_augmentation import FIGURES
+
+    return {"learning_rate": 1e-3, "weight_decay": 0.05, "batch_size": 32, "augment": FIGURES}
+
+
+RECIPES = {"published": published_recipe, "course": course_recipe}
+
+
+def train(
+    data: ImageData,
+    which="small",
+    recipe="course",
+    split="official",
+    seed=0,
+    runs_dir="runs",
+    encoder_weights=None,
+    start="random",
+    **options,
+):
+    """Train a classifier, or load it where it is trained; returns the model and its history.
+
+    which: "small" or "densenet169". recipe: a key of RECIPES. split: "official" or "clean".
+    encoder_weights: state of an encoder to begin with; `start` names where they come from, which
+    is part of the run's name; start="imagenet" gets those of DenseNet169. options: passed on to
+    `training.fit`. An unfinished run is resumed.
+    """
+    from helpers import training
+
+    model = new_model(which, data.profile, seed, imagenet=start == "imagenet")
+    if encoder_weights is not None:
+        model.encoder.load_state_dict(encoder_weights)
+    run_dir = Path(runs_dir) / f"{which}-{start}-{recipe}-{split}-{data.run_name}-seed{seed}"
+    epochs = data.profile.epochs[which == "densenet169"]
+    options = {"epochs": epochs, "patience": epochs} | RECIPES[recipe]() | options
+    parts = data.rows("train", split), data.rows("validation", split)
+    history = training.fit(model, data.images, data.labels, *parts, run_dir, seed=seed, **options)
+    return training.load_model(model, run_dir / "best.pt"), history
+
+
+def probabilities(data: ImageData, model) -> np.ndarray:
+    """Probability of COVID of every image, (N,): the mean over the image and its mirror image."""
+    from helpers import training
+
+    rows = np.arange(len(data.images))
+    mirrored = np.ascontiguousarray(data.images[..., ::-1])
+    both = [training.predict(model, images, rows, 64)[0] for images in (data.images, mirrored)]
+    return np.mean(both, axis=0)
+
+
+def scores(data: ImageData, probability, split="official", seed=0) -> dict:
+    """Read the test part: name -> Interval, by `evaluation.evaluate`, and F1, over patients.
+
+    probability: (N,), of every image. The threshold is chosen on the validation part of the split.
+    """
+    validation, test = data.rows("validation", split), data.rows("test", split)
+    threshold = evaluation.choose_threshold(data.labels[validation], probability[validation])
+    labels, patients = data.labels[test], data.patients[test]
+    found = evaluation.evaluate(labels, probability[test], threshold, patients, seed)
+    called = probability[test] >= threshold
+    f1 = evaluation.bootstrap(f1_of, labels, called, patients, seed=seed)
+    return found | {"f1": f1, "threshold": threshold}
+
+
+def f1_of(labels, called) -> float:
+    """The F1 score of calls (0 or 1), COVID as positive: the harmonic mean of precision, recall."""
+    return float(f1_score(labels, called, zero_division=0))

@@ -1,0 +1,198 @@
+"""2-D images made ready, networks trained on them, scores: on a tiny twin, and on COVID-CT."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import f1_score, roc_auc_score
+
+from helpers import audit, covid_ct, images, training
+from helpers.image_augmentation import FIGURES, PUBLISHED
+
+PARTS = ("train", "validation", "test")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    return folder, images.prepare("phantom", "tiny", folder / "data")
+
+
+def test_images_are_letterboxed_in_the_tables_order(made):
+    folder, data = made
+    root, caption = covid_ct.get("phantom", folder / "data", "tiny")
+    table = covid_ct.read_collection(root)
+    assert data.images.shape == (len(table), 1, 32, 32) and data.images.dtype == np.uint8
+    assert data.caption == caption
+    pd.testing.assert_frame_equal(data.table.drop(columns="clean_part"), table)
+    for k, image in enumerate(covid_ct.read_images(root, table)):
+        np.testing.assert_array_equal(data.images[k, 0], covid_ct.letterbox(image, (32, 32)))
+
+
+def test_both_splits_and_what_may_be_pretrained_on(made):
+    folder, data = made
+    root, _ = covid_ct.get("phantom", folder / "data", "tiny")
+    decoded = covid_ct.read_images(root, data.table)
+    pairs = audit.near_duplicates(decoded, data.table)
+    clean, _ = audit.cleaned_split(data.table, pairs, 0)
+    assert list(data.table.clean_part) == list(clean.clean_part)
+    for split, column in (("official", "part"), ("clean", "clean_part")):
+        for part in PARTS:
+            assert (data.table[column].iloc[data.rows(part, split)] == part).all()
+    n_official, n_clean = (
+        sum(len(data.rows(part, split)) for part in PARTS) for split in ("official", "clean")
+    )
+    assert n_official == len(data.table) and n_clean == n_official - 4
+    allowed = set(data.rows_for_pretraining())
+    assert allowed
+    for split in ("official", "clean"):
+        for part in ("validation", "test"):
+            assert not allowed & set(data.rows(part, split))
+
+
+def test_decoded_once_and_anew_for_another_size(made, monkeypatch):
+    folder, data = made
+    calls, original = [], covid_ct.read_images
+    monkeypatch.setattr(covid_ct, "read_images", lambda *given: calls.append(1) or original(*given))
+    again = images.prepare("phantom", "tiny", folder / "data")
+    np.testing.assert_array_equal(again.images, data.images)
+    assert not calls
+    larger = images.prepare("phantom", "tiny", folder / "data", size=48)
+    assert larger.images.shape[-2:] == (48, 48) and len(calls) == 1
+    assert larger.run_name != data.run_name
+
+
+def test_a_changed_collection_is_decoded_anew(made, tmp_path):
+    import shutil
+
+    folder, data = made
+    root, _ = covid_ct.get("phantom", folder / "data", "tiny")
+    mine = tmp_path / "mine"
+    shutil.copytree(root, mine)
+    first = images.prepare(str(mine), "tiny", tmp_path / "work")
+    np.testing.assert_array_equal(first.images, data.images)
+    before = sorted(mine.rglob("*"))
+    split = mine / "Data-split/COVID/valCT_COVID.txt"
+    names = split.read_text().splitlines()
+    split.write_text("\n".join(names[:-1]) + "\n")
+    second = images.prepare(str(mine), "tiny", tmp_path / "work")
+    assert len(second.images) == len(first.images) - 1
+    assert second.run_name != first.run_name
+    assert sorted(mine.rglob("*")) == before, "something was written into the learner's folder"
+
+
+def test_an_unknown_profile_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="PROFILE"):
+        images.prepare("phantom", "huge", tmp_path)
+
+
+def test_recipes():
+    published, ours = images.published_recipe(), images.course_recipe()
+    assert published["augment"] is PUBLISHED and ours["augment"] is FIGURES
+    assert (published["learning_rate"], published["batch_size"]) == (1e-4, 10)
+    assert published["weight_decay"] == 0 and published["clip"] == math.inf
+    assert PUBLISHED.scale == (0.5, 1.0) and PUBLISHED.flip
+
+
+def test_adamw_without_decay_is_the_published_adam():
+    torch.manual_seed(0)
+    one, other = torch.nn.Linear(3, 1), torch.nn.Linear(3, 1)
+    other.load_state_dict(one.state_dict())
+    inputs = torch.randn(8, 3)
+    adamw = torch.optim.AdamW(training.decayed_and_not(one, 0.0), lr=1e-2)
+    adam = torch.optim.Adam(other.parameters(), lr=1e-2)
+    for network, optimizer in ((one, adamw), (other, adam)):
+        for _ in range(5):
+            optimizer.zero_grad()
+            network(inputs).square().mean().backward()
+            optimizer.step()
+    torch.testing.assert_close(one.weight, other.weight)
+
+
+def test_training_is_kept_per_recipe_split_start_and_seed(made, tmp_path):
+    _, data = made
+    model, history = images.train(data, "small", "course", "clean", 1, tmp_path)
+    assert len(history) == data.profile.epochs[0]
+    (run,) = tmp_path.iterdir()
+    assert run.name == f"small-random-course-clean-{data.run_name}-seed1"
+    kept = images.probabilities(data, model)
+    again, _ = images.train(data, "small", "course", "clean", 1, tmp_path)
+    np.testing.assert_array_equal(images.probabilities(data, again), kept)
+    weights = images.new_model("small", data.profile, 9).encoder.state_dict()
+    images.train(data, "small", "published", "official", 1, tmp_path, weights, start="moco")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_training_begins_with_the_given_encoder(made, tmp_path):
+    _, data = made
+    weights = images.new_model("small", data.profile, 9).encoder.state_dict()
+    model, _ = images.train(
+        data, "small", "course", "official", 0, tmp_path, weights, "x", learning_rate=0.0
+    )
+    for name, value in model.encoder.state_dict().items():
+        torch.testing.assert_close(value.cpu(), weights[name])
+
+
+def test_the_seed_decides_the_initial_weights_alone(made):
+    _, data = made
+    torch.manual_seed(1)
+    first = images.new_model("small", data.profile, 3)
+    torch.manual_seed(2)
+    second, third = (images.new_model("small", data.profile, seed) for seed in (3, 4))
+    torch.testing.assert_close(first.state_dict(), second.state_dict())
+    assert not torch.equal(first.head.weight, third.head.weight)
+
+
+def test_the_answer_is_the_same_for_the_mirror_image(made):
+    _, data = made
+    model = images.new_model("small", data.profile, 0)
+    torch.nn.init.normal_(model.head.weight, std=3.0)
+    answers = images.probabilities(data, model)
+    mirrored = replace(data, images=np.ascontiguousarray(data.images[..., ::-1]))
+    np.testing.assert_allclose(images.probabilities(mirrored, model), answers, atol=1e-6)
+    plain = training.predict(model, data.images, np.arange(len(data.images)))[0]
+    assert np.abs(plain - answers).max() > 1e-4
+    assert answers.shape == (len(data.images),) and (answers >= 0).all() and (answers <= 1).all()
+
+
+@pytest.mark.parametrize("split", ["official", "clean"])
+def test_scores_read_the_test_part_with_validations_threshold(made, split):
+    _, data = made
+    rng = np.random.default_rng(0)
+    probability = np.clip(0.1 * data.labels + 0.9 * rng.random(len(data.labels)), 0, 1)
+    found = images.scores(data, probability, split)
+    rows = data.rows("test", split)
+    truth, called = data.labels[rows], probability[rows] >= found["threshold"]
+    assert found["auc"].value == pytest.approx(roc_auc_score(truth, probability[rows]))
+    assert found["f1"].value == pytest.approx(f1_score(truth, called))
+    assert found["sensitivity"].value == pytest.approx(called[truth == 1].mean())
+    assert found["specificity"].value == pytest.approx((~called[truth == 0]).mean())
+    for name in ("auc", "f1", "accuracy", "sensitivity", "specificity"):
+        value, low, high = found[name]
+        assert low <= value <= high
+    assert found["auc"].low < found["auc"].high
+    changed = probability.copy()
+    changed[rows] = 1 - changed[rows]
+    assert images.scores(data, changed, split)["threshold"] == found["threshold"]
+    changed[data.rows("validation", split)] = rng.random(len(data.rows("validation", split)))
+    assert images.scores(data, changed, split)["threshold"] != found["threshold"]
+
+
+def test_f1_without_any_positive_call_is_zero():
+    assert images.f1_of(np.array([0, 1]), np.array([0, 0])) == 0
+
+
+def test_real_images(real_data, tmp_path):
+    data = images.prepare(str(real_data / "covid_ct"), "tiny", tmp_path, size=64)
+    assert data.images.shape == (746, 1, 64, 64)
+    sizes = [len(data.rows(part)) for part in PARTS]
+    clean = [len(data.rows(part, "clean")) for part in PARTS]
+    assert sizes == [425, 118, 203] and clean == [422, 126, 194]
+    assert not set(data.rows_for_pretraining()) & set(data.rows("test", "clean"))
+    _, history = images.train(data, "small", "course", "clean", 0, tmp_path / "runs")
+    assert history.train_loss.between(0.1, 2).all()
