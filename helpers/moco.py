@@ -26,6 +26,8 @@ from helpers.training import decayed_and_not, learning_rate_factor
 class MoCo(nn.Module):
     """Two networks and a queue: which of the keys was made from the same image?
 
+    Unlike v2 the head begins with a BatchNorm: the features of two CT slices are so alike that
+    without it training ends with all keys in one direction.
     encoder: images (B, 1, H, W) to (B, encoder.features), the one that is to learn. A projection
     head behind it is thrown away afterwards. queue: keys of earlier batches, the wrong answers;
     a multiple of the batch, and fewer than there are images. momentum: how slowly the key network
@@ -42,7 +44,9 @@ class MoCo(nn.Module):
     ) -> None:
         super().__init__()
         width = encoder.features
-        head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, size))
+        # CT slices look much alike: without the norm all keys soon point the same way
+        norm = nn.BatchNorm1d(width, affine=False)
+        head = nn.Sequential(norm, nn.Linear(width, width), nn.ReLU(), nn.Linear(width, size))
         self.query_network = nn.Sequential(encoder, head)
         self.key_network = copy.deepcopy(self.query_network).requires_grad_(False)
         self.momentum, self.temperature = momentum, temperature
@@ -97,8 +101,7 @@ def pretrain(
     images: uint8 (N, 1, H, W), without labels, and none of a validation or test part. The queue is
     cut to whole batches, one at least and at most half of N. run_dir gets last.pt, best.pt and
     history.csv; an unfinished run is resumed, a finished one is loaded. Returns one row an epoch:
-    epoch, train_loss, accuracy (how often the right key was the most similar), learning_rate,
-    seconds.
+    epoch, train_loss, recognised (see `recognised`, on one batch), learning_rate, seconds.
     ValueError for fewer images than two batches or changed settings, CheckpointError for a damaged
     last.pt, RuntimeError for a loss that is not finite.
     """
@@ -137,7 +140,7 @@ def pretrain(
     with progress(total=epochs, initial=len(history), desc="epochs") as bar:
         while len(history) < stop:
             started, epoch = time.perf_counter(), len(history)
-            total, n_right = 0.0, 0
+            total = 0.0
             model.train()
             with seeded(used, seed, epoch) as generator:
                 order = torch.randperm(len(images), generator=generator).numpy()
@@ -162,15 +165,31 @@ def pretrain(
                     parts["scaler"].step(parts["optimizer"])
                     parts["scaler"].update()
                     total += loss.item()
-                    n_right += int((logits.argmax(dim=1) == 0).sum())
-            row = {"epoch": epoch + 1, "train_loss": total / n_batches}
-            row["accuracy"] = n_right / (n_batches * batch_size)
+                with autocast(used, precision):
+                    share = recognised(model.query_network, one, other)
+            row = {"epoch": epoch + 1, "train_loss": total / n_batches, "recognised": share}
             row["learning_rate"] = parts["optimizer"].param_groups[0]["lr"]
             history.append(row | {"seconds": time.perf_counter() - started})
             save_run(folder, settings, parts, history)
             bar.update()
-            bar.set_postfix(loss=row["train_loss"], accuracy=row["accuracy"])
+            bar.set_postfix(loss=row["train_loss"], recognised=share)
     return pd.DataFrame(history)
+
+
+def recognised(network: nn.Module, one: torch.Tensor, other: torch.Tensor) -> float:
+    """How often, of all the other views of a batch, that of the same image is the most similar.
+
+    one, other: two views of each image, (B, 1, H, W); chance is 1 / B. One network makes both and
+    no gradient: how often the right key beats the queue would be no measure, since the newest keys
+    are the most similar ones even where nothing was learned.
+    """
+    was_training = network.training
+    network.eval()
+    with torch.no_grad():
+        first, second = (normalize(network(view).float(), dim=1) for view in (one, other))
+    network.train(was_training)
+    answers = (first @ second.T).argmax(dim=1)
+    return float((answers == torch.arange(len(one), device=answers.device)).float().mean())
 
 
 def features(
