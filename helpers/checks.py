@@ -273,10 +273,10 @@ def check_loss_of_guessing(loss):
     hint = "Each of the 513 gets the probability 1 / 513; the loss is minus its logarithm."
     if close(loss, np.log(2)):
         hint = "That is two answers; here there are 513."
-    if close(loss, np.log(512), 5e-4):
+    if close(loss, np.log(512), 1e-4):
         hint = "The right key counts too."
     praise = "Whoever stays near this loss has learned nothing."
-    return verdict(close(loss, np.log(513), 5e-4), praise, hint)
+    return verdict(close(loss, np.log(513), 1e-4), praise, hint)
 
 
 def check_half_life(n_steps):
@@ -284,6 +284,6 @@ def check_half_life(n_steps):
     if not answer(n_steps):
         return None
     hint = "After n steps the old weights count 0.99 ** n: when is that 0.5?"
-    if close(n_steps, 50, 0.5):
+    if close(n_steps, 50, 1e-2):
         hint = "Each step takes a hundredth of what is left, not of the whole."
-    return verdict(close(n_steps, 69, 0.5), "At 0.999 it would be 693.", hint)
+    return verdict(close(n_steps, 69, 1e-2), "At 0.999 it would be 693.", hint)

@@ -69,17 +69,6 @@ class Recipe:
 
 # He et al. 2020 (medRxiv 2020.04.13.20063941): random resized crop with scale 0.5 to 1, and flip
 PUBLISHED = Recipe(scale=(0.5, 1.0), ratio=4 / 3)
-# ours: softer crops, turns, and what differs from one journal's figures to the next
-FIGURES = Recipe(
-    scale=(0.6, 1.0),
-    ratio=1.2,
-    degrees=15,
-    contrast=0.3,
-    brightness=0.15,
-    gamma=1.5,
-    blur=1.0,
-    noise=0.04,
-)
 # MoCo v2 (Chen et al. 2020, arXiv 2003.04297) without its colours
 CONTRAST = Recipe(
     scale=(0.2, 1.0), ratio=4 / 3, contrast=0.4, brightness=0.4, gamma=1.5, blur=2.0, noise=0.04

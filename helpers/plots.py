@@ -212,7 +212,7 @@ def intervals(scores, metrics=("auc",), chance=None, caption="") -> Figure:
 
     scores: model -> {metric: Interval}, as `evaluate` gives. chance: {metric: value}, dotted.
     """
-    width = min(WIDTH, 2.5 + 3.5 * len(metrics))
+    width = min(WIDTH, 4 + 3.5 * len(metrics))
     figure, axes = _figure(1, len(metrics), 1.1 + 0.36 * len(scores), width, caption, sharey=True)
     for axis, metric in zip(axes.flat, metrics, strict=True):
         found = [score[metric] for score in scores.values()]

@@ -10,10 +10,13 @@ import torch
 from scipy import ndimage
 from torchvision.transforms import functional as transforms
 
-from helpers.image_augmentation import CONTRAST, FIGURES, PUBLISHED, Recipe, blur, cut_out
+from helpers.image_augmentation import CONTRAST, PUBLISHED, Recipe, blur, cut_out
 
 NOTHING = {"flip": False}
-RECIPES = pytest.mark.parametrize("recipe", [PUBLISHED, FIGURES, CONTRAST], ids=["p", "f", "c"])
+TURNED = Recipe(scale=(0.6, 1.0), ratio=1.2, degrees=15, contrast=0.3, gamma=1.5, noise=0.04)
+RECIPES = pytest.mark.parametrize(
+    "recipe", [PUBLISHED, TURNED, CONTRAST], ids=["published", "turned", "contrast"]
+)
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -12,7 +12,7 @@ import torch
 from sklearn.metrics import f1_score, roc_auc_score
 
 from helpers import audit, covid_ct, images, training
-from helpers.image_augmentation import FIGURES, PUBLISHED
+from helpers.image_augmentation import PUBLISHED
 
 PARTS = ("train", "validation", "test")
 
@@ -93,7 +93,7 @@ def test_an_unknown_profile_is_refused(tmp_path):
 
 def test_recipes():
     published, ours = images.published_recipe(), images.course_recipe()
-    assert published["augment"] is PUBLISHED and ours["augment"] is FIGURES
+    assert published["augment"] is PUBLISHED is ours["augment"]
     assert (published["learning_rate"], published["batch_size"]) == (1e-4, 10)
     assert published["weight_decay"] == 0 and published["clip"] == math.inf
     assert PUBLISHED.scale == (0.5, 1.0) and PUBLISHED.flip
@@ -126,6 +126,14 @@ def test_training_is_kept_per_recipe_split_start_and_seed(made, tmp_path):
     weights = images.new_model("small", data.profile, 9).encoder.state_dict()
     images.train(data, "small", "published", "official", 1, tmp_path, weights, start="moco")
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(("recipe", "kept"), [("course", "last.pt"), ("published", "best.pt")])
+def test_the_recipe_says_which_epoch_is_kept(made, tmp_path, recipe, kept):
+    _, data = made
+    model, _ = images.train(data, "small", recipe, "official", 2, tmp_path)
+    state = torch.load(next(tmp_path.glob(f"*/{kept}")), weights_only=True)["model"]
+    torch.testing.assert_close(dict(model.cpu().state_dict()), dict(state))
 
 
 def test_training_begins_with_the_given_encoder(made, tmp_path):

@@ -98,6 +98,31 @@ def test_quick_08_finds_what_was_planted(quick_runs):
     assert found["merged"] == found["n_images"] + 1 == 261
 
 
+def test_quick_09_learns_on_both_splits(quick_runs):
+    found = results(quick_runs, "09")
+    small = [found["scores"][f"small CNN, {split}"]["auc"] for split in ("official", "clean")]
+    print("small CNN test AUC", small)
+    assert all(value > 0.7 and low > 0.55 and high <= 1 for value, low, high in small)
+    assert "DenseNet169, official" in found["scores"]
+    covid, others = (
+        found["direction"][f"{who} positive"] for who in ("COVID is", "the others are")
+    )
+    assert covid["accuracy"] == others["accuracy"] and covid["recall"] != others["recall"]
+
+
+def test_quick_10_recognises_and_fine_tunes(quick_runs):
+    found = results(quick_runs, "10")
+    history = found["history"]
+    assert history[-1]["recognised"] > 3 / 64 and history[-1]["train_loss"] < 5
+    parts = results(quick_runs, "09"), found
+    base = [part["scores"] for part in parts]
+    assert base[1]["random start, official"] == base[0]["small CNN, official"]
+    value, low, high = found["gain"]
+    assert low <= value <= high and low < high
+    assert found["scores"]["MoCo, official"]["auc"][0] > 0.65
+    assert found["n_unlabelled"]["3-D cohort, training"] == 4 * 72
+
+
 @pytest.mark.skipif(CHROMIUM is not None, reason="test_browser opens each notebook first")
 @every_notebook
 def test_alone_in_an_empty_folder(file, tmp_path):
@@ -202,6 +227,23 @@ def test_08_audits_the_real_covid_ct(real_data, tmp_path):
     assert names == [("kjr-21-e24-p5-29.png", "71%0.jpg"), ("kjr-21-e24-p5-31.png", "71%1.jpg")]
     assert found["format_rule"][0] == pytest.approx(161 / 203)
     assert found["nothing_lost"] and found["merged"] == 747
+
+
+@pytest.mark.parametrize("number", ["09", "10"])
+def test_09_and_10_train_on_the_real_covid_ct(number, real_data, tmp_path):
+    """Short: one seed, two epochs. What a full training reaches stands in the README."""
+    (file,) = [file for file in FILES if file.name.startswith(number)]
+    folders = {"RUNS_DIR": str(tmp_path / "runs"), "DATA_DIR": str(tmp_path / "data")}
+    parameters = {"IMAGES": str(real_data / "covid_ct"), "PROFILE": "tiny"} | folders
+    if number == "10":
+        parameters |= {"DATASET": "", "SLICES": str(real_data / "luna_slices")}
+    runner.execute(file, tmp_path / "out.ipynb", parameters)
+    found = results(tmp_path / "runs", number)
+    for score in found["scores"].values():
+        assert all(0 <= low <= value <= high <= 1 for value, low, high in score.values())
+    if number == "10":
+        # of the 425 training images the cleaned split moves or leaves out five
+        assert found["n_unlabelled"] == {"COVID-CT, training": 420, "further slices": 700}
 
 
 def test_the_phantoms_model_looks_at_real_studies(quick_runs, real_data, tmp_path):
