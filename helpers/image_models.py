@@ -71,8 +71,8 @@ class DenseNet169Encoder(nn.Module):
     """torchvision's DenseNet169 without its last layer: grey (B, 1, H, W) to (B, 1664).
 
     The grey image stands in all three channels, normalised as for ImageNet. freeze_norm=True keeps
-    BatchNorm's statistics as they are: for contrastive learning from ImageNet weights.
-    Huang et al. 2017, arXiv 1608.06993.
+    BatchNorm's statistics as they are: for contrastive learning from ImageNet weights. `pretrained`
+    says whether it began with these. Huang et al. 2017, arXiv 1608.06993.
     """
 
     features = 1664
@@ -85,7 +85,7 @@ class DenseNet169Encoder(nn.Module):
         self.network.classifier = nn.Identity()
         imagenet = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
         self.register_buffer("imagenet", imagenet.view(2, 3, 1, 1), persistent=False)
-        self.freeze_norm = freeze_norm
+        self.freeze_norm, self.pretrained = freeze_norm, False
         self.train()
 
     def train(self, mode: bool = True) -> DenseNet169Encoder:
@@ -119,6 +119,7 @@ def densenet169_encoder(pretrained: bool = True, freeze_norm: bool = False) -> D
     }
     if renamed:
         encoder.network.load_state_dict(renamed)
+        encoder.pretrained = True
     return encoder
 
 

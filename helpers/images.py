@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from helpers import audit, covid_ct, evaluation
 from helpers.files import write_whole
@@ -82,12 +83,15 @@ def prepare(images="phantom", profile="quick", data_dir="data", seed=0, size=0) 
     images: "phantom", "covid-ct" or a folder, see `covid_ct.get`. profile: a key of PROFILES.
     size: pixels a side, 0 for the profile's. What was decoded is kept below `data_dir`, under a
     name that changes with the collection; nothing is written into a folder of yours. ValueError
-    for an unknown profile, CovidCTError for a collection that is not as it should be.
+    for an unknown profile or a size below 32, CovidCTError for a collection that is not as it
+    should be.
     """
     if profile not in PROFILES:
         raise ValueError(f'PROFILE is "{profile}"; choose one of {", ".join(PROFILES)}')
     sizes = PROFILES[profile]
     size = size or sizes.size
+    if size < 32:
+        raise ValueError(f"SIZE is {size}; the networks need 32 pixels a side at least")
     root, caption = covid_ct.get(images, data_dir, profile)
     table = covid_ct.read_collection(root)
     content = table[["image", "label", "part", "n_bytes"]].to_csv(index=False)
@@ -107,15 +111,39 @@ def prepare(images="phantom", profile="quick", data_dir="data", seed=0, size=0) 
     return ImageData(table, np.load(pixels), caption, sizes, run_name)
 
 
+def read_slices(folder, size: int) -> np.ndarray:
+    """The PNG images of a folder, for learning without labels: uint8 (N, size, size).
+
+    Grey and letterboxed, in the order of their names. CovidCTError for a folder without any, and
+    for a file that cannot be read.
+    """
+    paths, slices = sorted(Path(folder).expanduser().glob("*.png")), []
+    if not paths:
+        text = f"{folder}: no folder with PNG images; give another, or none"
+        raise covid_ct.CovidCTError(text)
+    for path in paths:
+        try:
+            with Image.open(path, formats=["PNG"]) as image:
+                grey = covid_ct.to_grey(image)
+        except Exception as error:  # a damaged file can fail in any way
+            reason = " ".join(str(error).split()).split(" '")[0] or type(error).__name__
+            text = f"{path}: cannot be read ({reason}); delete it, or copy it again"
+            raise covid_ct.CovidCTError(text) from None
+        slices.append(covid_ct.letterbox(grey, (size, size)))
+    return np.stack(slices)
+
+
 def new_model(which: str, profile: ImageProfile, seed=0, imagenet=False):
     """A classifier of grey images, seeded and untrained: "small" or "densenet169".
 
-    imagenet: begin DenseNet169 with ImageNet weights, where they can be had.
+    imagenet: begin DenseNet169 with ImageNet weights, where they can be had. ValueError for
+    another name.
     """
     import torch
 
     from helpers import image_models
 
+    _check_name("network", which, NETWORKS)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if which == "small":
@@ -164,15 +192,23 @@ def train(
     last one, whose learning rate has come down to almost 0: with some hundred images the loss
     rises while the AUC still does.
 
-    encoder_weights: state of an encoder to begin with; `start` names where they come from, which
-    is part of the run's name; start="imagenet" gets those of DenseNet169. options: passed on to
+    encoder_weights: state of an encoder to begin with; `start` names where they come from, and
+    stands in the run's name with a fingerprint of them. start="imagenet" gets those of DenseNet169;
+    where they cannot be had the run begins at random, and is named so. options: passed on to
     `training.fit`. An unfinished run is resumed.
     """
     from helpers import training
+    from helpers.checkpoints import fingerprint
 
+    _check_name("recipe", recipe, RECIPES)
+    _check_name("split", split, SPLITS)
     model = new_model(which, data.profile, seed, imagenet=start == "imagenet")
+    if start == "imagenet" and not getattr(model.encoder, "pretrained", False):
+        start = "random"
     if encoder_weights is not None:
         model.encoder.load_state_dict(encoder_weights)
+        values = [value.detach().cpu().numpy() for value in encoder_weights.values()]
+        start = f"{start}-{fingerprint(*values)}"
     run_dir = Path(runs_dir) / f"{which}-{start}-{recipe}-{split}-{data.run_name}-seed{seed}"
     epochs = data.profile.epochs[which == "densenet169"]
     options = {"epochs": epochs, "patience": epochs} | RECIPES[recipe]() | options
@@ -210,3 +246,8 @@ def f1_of(labels, called) -> float:
     """F1 of calls (0 or 1), COVID as positive: 2 TP / (2 TP + FP + FN); 0 without positives."""
     labels, called = np.asarray(labels, bool), np.asarray(called, bool)
     return 2 * float((labels & called).sum()) / max(1, int(labels.sum() + called.sum()))
+
+
+def _check_name(what, name, known):
+    if name not in known:
+        raise ValueError(f"{name!r} is no {what}; choose one of {', '.join(known)}")

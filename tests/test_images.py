@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import f1_score, roc_auc_score
 
 from helpers import audit, covid_ct, images, training
@@ -91,6 +92,50 @@ def test_an_unknown_profile_is_refused(tmp_path):
         images.prepare("phantom", "huge", tmp_path)
 
 
+def test_a_size_the_networks_cannot_take_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="SIZE is 16.*32"):
+        images.prepare("phantom", "tiny", tmp_path, size=16)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [("large", "course", "official"), ("small", "ours", "clean"), ("small", "course", "test")],
+)
+def test_unknown_names_are_refused_before_anything_is_written(made, tmp_path, wrong):
+    with pytest.raises(ValueError, match="choose one of"):
+        images.train(made[1], *wrong, 0, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_slices_of_a_folder(tmp_path):
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (20 + k, 30), dtype=np.uint8) for k in range(3)]
+    for k in (2, 0, 1):
+        Image.fromarray(pictures[k]).convert("RGB" if k else "L").save(tmp_path / f"{k}.png")
+    (tmp_path / "notes.txt").write_text("no image")
+    found = images.read_slices(tmp_path, 40)
+    assert found.shape == (3, 40, 40) and found.dtype == np.uint8
+    for k in range(3):
+        np.testing.assert_array_equal(found[k], covid_ct.letterbox(pictures[k], (40, 40)))
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", "cut"])
+def test_a_slice_that_is_no_image_is_named_in_one_line(tmp_path, content):
+    Image.new("L", (50, 50)).save(tmp_path / "a.png")
+    if content == "cut":
+        content = (tmp_path / "a.png").read_bytes()[:60]
+    (tmp_path / "b.png").write_bytes(content)
+    with pytest.raises(covid_ct.CovidCTError, match=r"b\.png: cannot be read.*delete it") as caught:
+        images.read_slices(tmp_path, 32)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_slices_is_refused(tmp_path):
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(covid_ct.CovidCTError, match="no folder with PNG images"):
+            images.read_slices(folder, 32)
+
+
 def test_recipes():
     published, ours = images.published_recipe(), images.course_recipe()
     assert published["augment"] is PUBLISHED is ours["augment"]
@@ -123,9 +168,25 @@ def test_training_is_kept_per_recipe_split_start_and_seed(made, tmp_path):
     kept = images.probabilities(data, model)
     again, _ = images.train(data, "small", "course", "clean", 1, tmp_path)
     np.testing.assert_array_equal(images.probabilities(data, again), kept)
-    weights = images.new_model("small", data.profile, 9).encoder.state_dict()
-    images.train(data, "small", "published", "official", 1, tmp_path, weights, start="moco")
-    assert len(list(tmp_path.iterdir())) == 2
+    for number in (9, 10):  # other weights to begin with are another run
+        weights = images.new_model("small", data.profile, number).encoder.state_dict()
+        images.train(data, "small", "published", "official", 1, tmp_path, weights, start="moco")
+    names = [run.name for run in tmp_path.iterdir()]
+    assert len(names) == 3 and sum(name.startswith("small-moco-") for name in names) == 2
+
+
+def test_without_imagenet_weights_the_run_is_not_named_after_them(
+    made, tmp_path, monkeypatch, capsys
+):
+    def offline(*args, **options):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    arguments = (made[1], "densenet169", "published", "official", 0, tmp_path)
+    model, _ = images.train(*arguments, start="imagenet", max_epochs_this_call=1)
+    assert "no ImageNet weights (no network)" in capsys.readouterr().out
+    assert not model.encoder.pretrained
+    assert [run.name.split("-")[1] for run in tmp_path.iterdir()] == ["random"]
 
 
 @pytest.mark.parametrize(("recipe", "kept"), [("course", "last.pt"), ("published", "best.pt")])
