@@ -18,22 +18,20 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from helpers.headers import (
+    UnreadableStudy,
+    bytes_claimed,
+    check_length,
+    is_packed,
+    one_line,
+    open_image,
+    volume_shape,
+)
+
 AIR = -1000
 AXES = ("S", "P", "L")
 MIN_SLICES = 8
-MAX_BYTES = 4 << 30
-GZIP_MAGIC = b"\x1f\x8b"
-
-
-class UnreadableStudy(ValueError):
-    """A file that is no usable chest CT; the message names the file, the reason and the remedy."""
-
-    def __init__(self, path, reason, remedy):
-        self.path, self.reason, self.remedy = str(path), reason, remedy
-        super().__init__(f"{path}: {reason}; {remedy}")
-
-    def __reduce__(self):
-        return type(self), (self.path, self.reason, self.remedy)
+AIR_RANGE = (-1500, -200)  # HU; padding outside the field of view lies below
 
 
 class Study:
@@ -46,22 +44,10 @@ class Study:
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
-        self._image = _load_header(self.path)
-        header = self._image.header
-        shape, zooms = header.get_data_shape(), header.get_zooms()
-        if len(shape) == 4 and shape[3] == 1:
-            shape = shape[:3]
-        if len(shape) != 3 or min(shape) < 1:
-            self._refuse(f"has the shape {shape}", "give one 3-D volume per file")
-        n_bytes = math.prod(shape) * header.get_data_dtype().itemsize
-        if n_bytes > MAX_BYTES:
-            self._refuse(f"claims {n_bytes / 1e9:,.0f} GB of voxels", "check the header")
-        if header.get_data_dtype().fields or header.get_data_dtype().kind == "c":
-            self._refuse("holds colours or complex numbers", "convert the original CT again")
+        self._image = open_image(self.path)
+        header, affine = self._image.header, self._image.affine
+        shape, zooms = volume_shape(header), header.get_zooms()
         self.description = bytes(header["descrip"].item()).decode("latin-1").strip()
-        affine = self._image.affine
-        if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
-            self._refuse("has no usable affine", "convert the original CT again")
         if header["sform_code"] == 0 and header["qform_code"] == 0:
             warnings.warn(
                 f"{path}: no affine in the header, taken to be stored as LAS", stacklevel=3
@@ -75,37 +61,26 @@ class Study:
         self.shape = tuple(int(shape[axis]) for axis in order)
         self.spacing = tuple(float(zooms[axis]) for axis in order)
         if self.shape[0] < MIN_SLICES:
-            self._refuse(f"has {self.shape[0]} slices", f"a study needs at least {MIN_SLICES}")
-        if not all(0.05 <= step <= 50 for step in self.spacing):
-            self._refuse(f"has a voxel spacing of {self.spacing} mm", "check the header")
+            remedy = f"give a study of at least {MIN_SLICES} slices"
+            raise UnreadableStudy(path, f"has {self.shape[0]} slices", remedy)
 
     @cached_property
     def hu(self) -> np.ndarray:
         """The voxels in HU: int16, (D, H, W). UnreadableStudy if damaged or not in HU."""
-        hu = _to_int16(self._read_voxels(), self.path)
-        low, high = int(hu.min()), int(hu.max())
-        if low == high:
-            self._refuse(f"has the value {low} in every voxel", "convert the original CT again")
-        if (hu < -200).mean() < 0.01:
-            kind = "8-bit grey values" if high <= 255 else "stored values without their offset"
-            self._refuse(
-                f"has no air (values {low} to {high}): these are {kind}, not Hounsfield units",
-                "convert it from the original CT with its rescale slope and intercept",
-            )
-        return np.ascontiguousarray(hu)
+        return np.ascontiguousarray(_to_hu(self._read_voxels(), self.path))
 
     def _read_voxels(self):
         """The voxels as stored, (D, H, W); UnreadableStudy if damaged."""
         try:
             voxels = np.asarray(_image_with_voxels(self._image, self.path).dataobj)
+        except UnreadableStudy:
+            raise
         except (OSError, EOFError, ValueError, zlib.error) as error:
-            self._refuse(f"is damaged ({_one_line(error)})", "download or copy it again")
+            reason = f"is damaged ({one_line(error)})"
+            raise UnreadableStudy(self.path, reason, "download or copy it again") from None
         if voxels.ndim == 4:
             voxels = voxels[..., 0]
         return nib.orientations.apply_orientation(voxels, self._transform)
-
-    def _refuse(self, reason, remedy):
-        raise UnreadableStudy(self.path, reason, remedy) from None
 
     def __repr__(self):
         spacing = " x ".join(f"{step:.2f}" for step in self.spacing)
@@ -203,64 +178,48 @@ def preprocess(study, size=(64, 256, 256), limits=(-1000, 400)):
     return np.rint(resample(scaled, size) * 255).astype(np.uint8)
 
 
-def _load_header(path):
-    """Open the file with nibabel; UnreadableStudy when it is no NIfTI file at all."""
-    if path.is_dir() or not path.exists():
-        reason = "is a folder" if path.is_dir() else "does not exist"
-        raise UnreadableStudy(path, reason, "give the path of a .nii.gz file")
-    if not path.is_file():
-        raise UnreadableStudy(path, "is no regular file", "give the path of a .nii.gz file")
-    try:
-        with open(path, "rb") as file:
-            start = file.read(16)
-    except OSError as error:
-        raise UnreadableStudy(
-            path, f"cannot be opened ({error.strerror})", "check its permissions"
-        ) from None
-    if path.name.endswith(".gz") and not start.startswith(GZIP_MAGIC):
-        what = "is empty" if not start else "is no gzip file"
-        if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
-            what = "is a web page saved under a study's name"
-        elif start.startswith(b"version https://"):
-            what = "is a git-LFS pointer, not the file itself"
-        raise UnreadableStudy(path, what, "download it again")
-    try:
-        image = nib.load(path)
-        if isinstance(image, nib.Nifti1Pair):
-            return image
-        reason = f"is a {type(image).__name__}, not NIfTI"
-    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError) as error:
-        reason = f"is no NIfTI file ({str(error).split(':')[0][:80]})"
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        reason = f"has a damaged header ({_one_line(error)})"
-    raise UnreadableStudy(path, reason, "download it again or convert the original CT") from None
-
-
-def _one_line(error):
-    return " ".join(str(error).split())[:100]
-
-
 def _image_with_voxels(image, path):
     """Read a .gz file to its last byte, so that gzip's checksum is tested (nibabel stops early)."""
-    if not path.name.endswith(".nii.gz"):
+    if not is_packed(path):
         return image
-    n_bytes = math.prod(image.shape) * image.header.get_data_dtype().itemsize
-    expected = int(image.dataobj.offset) + n_bytes
+    claimed = bytes_claimed(image.header, image.dataobj.offset)
     with gzip.open(path) as file:
-        content = file.read(expected)
-        while file.read(1 << 20):
-            pass
+        content = file.read(claimed)
+        n_bytes = len(content) + sum(map(len, iter(lambda: file.read(1 << 20), b"")))
+    check_length(path, n_bytes, claimed)
     return type(image).from_bytes(content)
 
 
-def _to_int16(voxels, path):
-    """Round to int16 HU; what is not a number or infinite becomes air, with a warning."""
-    if voxels.dtype == np.int16:
-        return voxels
+def _to_hu(voxels, path):
+    """The voxels as int16 HU; UnreadableStudy if they are not in HU.
+
+    What is not a number or infinite becomes air, with a warning.
+    """
     if voxels.dtype.kind == "f":
         odd = ~np.isfinite(voxels)
         if odd.any():
             warnings.warn(f"{path}: {odd.sum():,} voxels without a value set to air", stacklevel=4)
             voxels = np.where(odd, AIR, voxels)
+    low, high = voxels.min(), voxels.max()
+    if low == high:
+        reason = f"has the value {low:g} in every voxel"
+        raise UnreadableStudy(path, reason, "convert the original CT again")
+    air = (voxels > max(low, AIR_RANGE[0])) & (voxels < AIR_RANGE[1])
+    if air.mean() < 0.01:
+        raise UnreadableStudy(
+            path,
+            f"has no air (values {low:g} to {high:g}): these are {_scale(low, high)}, "
+            "not Hounsfield units",
+            "convert it from the original CT with its rescale slope and intercept",
+        )
+    if voxels.dtype.kind == "f":
         voxels = np.rint(voxels)
-    return np.clip(voxels, -32768, 32767).astype(np.int16)
+    return np.clip(voxels, -32768, 32767).astype(np.int16, copy=False)
+
+
+def _scale(low, high):
+    """In words, what values from `low` to `high` without air may be."""
+    low, high = float(low), float(high)
+    if low >= -128 and high <= 255:
+        return "8-bit grey values" if high - low > 2 else "scaled grey values"
+    return "stored values without their offset" if high < 1 << 16 else "values of another scale"
