@@ -176,7 +176,7 @@ def preprocess_cohort(
         }
         todo = table[~table.study.isin(done)]
         skipped = _preprocess_all(todo, root, folder, size, limits, executor, workers)
-        if len(skipped) and on_error != "skip":
+        if len(skipped) and (on_error != "skip" or len(skipped) == len(table)):
             listed = "\n".join(f"  {error}" for error in skipped.error)
             raise CohortError(
                 f"{len(skipped)} of {len(table)} studies cannot be used:\n{listed}\n"
@@ -256,6 +256,7 @@ def _preprocess_all(table, root, folder, size, limits, executor, workers) -> pd.
     finally:
         if own:
             own.shutdown(cancel_futures=True)
+    skipped.sort(key=lambda bad: bad["file"])
     return pd.DataFrame(skipped, columns=["study", "file", "error"])
 
 

@@ -13,13 +13,14 @@ import tempfile
 import threading
 import tracemalloc
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from helpers import volumes
+from helpers import cohort, volumes
 from helpers.volumes import UnreadableStudy, read_study
 
 SPACING = (2.0, 0.7, 0.9)
@@ -530,6 +531,60 @@ def test_a_file_without_permission_is_refused(closed):
                 os.seteuid(0)
             folder.chmod(0o755)
     assert "cannot be opened (Permission denied)" in said
+
+
+@pytest.fixture
+def mixed_cohort(tmp_path):
+    """A cohort of 4 sound studies among all that is refused; returns its folder and the bad."""
+    folder, bad = tmp_path / "cohort" / "studies" / "CT-0", []
+    folder.mkdir(parents=True)
+    for number, (make, _) in enumerate(REFUSED.values(), start=100):
+        scratch = tmp_path / str(number)
+        scratch.mkdir()
+        path = make(scratch)
+        if path.name.endswith(".nii.gz"):
+            path.rename(folder / f"study_{number:04}.nii.gz")
+            bad.append(f"study_{number:04}")
+    (folder / "study_0500.nii.gz").mkdir()
+    for number in (1, 50, 300, 600):
+        write(folder, np.roll(clean(), number), name=f"study_{number:04}.nii.gz")
+    return tmp_path / "cohort", [*bad, "study_0500"]
+
+
+def build(root, **options):
+    return cohort.preprocess_cohort(
+        cohort.find_studies(root), root, root / "cache", (8, 12, 12), workers=1, **options
+    )
+
+
+def test_a_cohort_lists_every_bad_study_and_goes_on_only_when_asked(mixed_cohort):
+    root, bad = mixed_cohort
+    assert len(bad) > 50
+    with pytest.raises(cohort.CohortError) as caught:
+        build(root)
+    first, *listed, last = str(caught.value).splitlines()
+    assert f"{len(bad)} of {len(bad) + 4} studies" in first and "on_error" in last
+    assert [Path(line.split(": ")[0]).name[:10] for line in listed] == bad
+    assert not list(root.glob("cache/*/volumes-*"))
+
+    with ThreadPoolExecutor(3) as threads:
+        cache = build(root, on_error="skip", executor=threads)
+    assert list(cache.skipped.study) == bad
+    assert list(cache.skipped.error) == [line.strip() for line in listed]
+    assert list(cache.index.study) == ["study_0001", "study_0050", "study_0300", "study_0600"]
+    for row, number in enumerate((1, 50, 300, 600)):
+        path = root / "studies" / "CT-0" / f"study_{number:04}.nii.gz"
+        np.testing.assert_array_equal(cache.volumes[row], volumes.preprocess(path, (8, 12, 12)))
+
+
+def test_a_cohort_without_a_sound_study_is_refused_even_when_asked_to_skip(tmp_path):
+    folder = tmp_path / "studies" / "CT-0"
+    folder.mkdir(parents=True)
+    for number in (1, 2):
+        holding(HTML, f"study_{number:04}.nii.gz")(folder)
+    for _ in range(2):
+        with pytest.raises(cohort.CohortError, match="2 of 2 studies"):
+            build(tmp_path, on_error="skip")
 
 
 READ_OF_REAL = ["fourD_singleton", "nan_inf", "no_affine", "orient_PIR", "pad_-3024"]
