@@ -18,3 +18,14 @@ def real_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("REAL_DATA_DIR names no folder of real CT data")
     return Path(folder)
+
+
+@pytest.fixture
+def one_thread():
+    """Two threads take longer than one on arrays as small as these."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

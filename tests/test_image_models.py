@@ -24,14 +24,7 @@ from helpers.image_models import (
 from helpers.models import count_parameters
 from helpers.training import fit, predict
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Two threads take longer than one on arrays as small as these."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def random_images(n: int = 2, rows: int = 64, columns: int = 64) -> torch.Tensor:

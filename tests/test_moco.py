@@ -17,14 +17,7 @@ from helpers.image_models import SmallCNN
 from helpers.moco import MoCo, features, nearest, pretrain
 from helpers.training import learning_rate_factor
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Two threads take longer than one on arrays as small as these."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Pixels(nn.Module):

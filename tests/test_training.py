@@ -33,14 +33,7 @@ from helpers.training import (
     predict,
 )
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Two threads take longer than one on arrays as small as these."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 TRAIN, VALIDATION = np.arange(0, 12), np.arange(12, 20)
