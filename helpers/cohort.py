@@ -1,8 +1,7 @@
 """A cohort: a folder of studies in MosMedData's layout, its labels, its split and its cache.
 
-Layout: studies/CT-*/study_*.nii.gz, with masks/study_*_mask.nii.gz and dataset_registry.xlsx
-where there are any. A registry column `patient_id` says which studies are of one patient; without
-it each study is a patient of its own, as in MosMedData.
+Layout: studies/CT-*/study_*.nii.gz, masks/study_*_mask.nii.gz, dataset_registry.xlsx (optional).
+A registry column `patient_id` says which studies are of one patient; without it each is its own.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import os
 import shutil
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +22,10 @@ import pooch
 from filelock import FileLock
 from threadpoolctl import threadpool_limits
 
+from helpers.fast import preprocess_fast
 from helpers.files import write_whole
 from helpers.progress import progress
-from helpers.volumes import UnreadableStudy, preprocess, read_study
+from helpers.volumes import UnreadableStudy, read_study
 
 TASKS = {
     "ct0-ct23": {"CT-0": 0, "CT-2": 1, "CT-3": 1},
@@ -32,7 +33,7 @@ TASKS = {
     "severity": {"CT-0": 0, "CT-1": 1, "CT-2": 2, "CT-3": 3, "CT-4": 4},
 }
 PARTS = ("train", "validation", "test")
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 
 
 class CohortError(ValueError):
@@ -72,8 +73,7 @@ def find_studies(root) -> pd.DataFrame:
             "file": [file.relative_to(root).as_posix() for file in files],
         }
     )
-    twice = table.study[table.study.duplicated()].unique()
-    if len(twice):
+    if len(twice := table.study[table.study.duplicated()].unique()):
         raise CohortError(f"{root}: {', '.join(twice[:5])} lie in two folders; keep one of each")
     masks = [f"masks/{study}_mask.nii.gz" for study in table.study]
     table["mask"] = [mask if (root / mask).exists() else "" for mask in masks]
@@ -95,7 +95,7 @@ def label_studies(table, task="ct0-ct23") -> pd.DataFrame:
     labels = TASKS[task] if isinstance(task, str) else dict(task)
     chosen = table[table.category.isin(labels)].copy()
     chosen["label"] = chosen.category.map(labels).astype(int)
-    missing = set(labels.values()) - set(chosen.label)
+    missing = {*labels.values()} - {*chosen.label}
     if missing:
         wanted = [category for category, label in labels.items() if label in missing]
         raise CohortError(f"no study of {', '.join(wanted)}; add some or choose another task")
@@ -188,22 +188,22 @@ def preprocess_cohort(
 
 
 def _array_file(folder, lines) -> Path:
-    """Name the array after what it holds, so that an index can never belong to another array."""
+    """Named after what the array holds, so that an index can never belong to another array."""
     held = "\n".join(f"{line['study']} {line['sha1']}" for line in lines)
     return folder / f"volumes-{hashlib.sha1(held.encode()).hexdigest()[:12]}.npy"
 
 
 def _finished(folder) -> dict[str, tuple]:
-    """Study -> (its line, its volume), from the finished array and from an interrupted call."""
+    """Study -> (its line, file, row in it), from the finished array and an interrupted call."""
     finished = {}
     if (folder / "index.csv").exists():
         lines = pd.read_csv(folder / "index.csv").to_dict("records")
-        if _array_file(folder, lines).exists():
-            volumes = np.load(_array_file(folder, lines), mmap_mode="r")
-            finished = {line["study"]: (line, volumes[line["row"]]) for line in lines}
+        array = _array_file(folder, lines)
+        if array.exists():
+            finished = {line["study"]: (line, array, line["row"]) for line in lines}
     for file in (folder / "rows").glob("*.json"):
         line = json.loads(file.read_text())
-        finished[line["study"]] = (line, np.load(file.with_suffix(".npy"), mmap_mode="r"))
+        finished[line["study"]] = (line, file.with_suffix(".npy"), ...)
     return finished
 
 
@@ -211,9 +211,8 @@ def _unchanged(line, path) -> bool:
     """Whether a cached line still describes the file: same size and time, or same content."""
     if not path.exists() or path.stat().st_size != line["n_bytes"]:
         return False
-    if path.stat().st_mtime_ns == line["modified_ns"]:
-        return True
-    return pooch.file_hash(str(path), alg="sha1") == line["sha1"]
+    is_untouched = path.stat().st_mtime_ns == line["modified_ns"]
+    return is_untouched or pooch.file_hash(str(path), alg="sha1") == line["sha1"]
 
 
 def _preprocess_one(path, size, limits) -> tuple[dict, np.ndarray] | UnreadableStudy:
@@ -222,7 +221,7 @@ def _preprocess_one(path, size, limits) -> tuple[dict, np.ndarray] | UnreadableS
         study, stat = read_study(path), os.stat(path)
         # one process a core is enough: more threads in each only wait for one another
         with threadpool_limits(1):
-            volume = preprocess(study, size, limits)
+            volume = preprocess_fast(study, size, limits)
     except UnreadableStudy as error:
         return error
     line = {"n_bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
@@ -249,10 +248,9 @@ def _preprocess_all(table, root, folder, size, limits, executor, workers) -> pd.
             line, volume = result
             line |= {"study": study.study, "category": study.category, "file": study.file}
             row = folder / "rows" / f"{study.study}.npy"
-            write_whole(row, lambda file, volume=volume: np.save(file, volume))
-            write_whole(
-                row.with_suffix(".json"), lambda f, line=line: f.write(json.dumps(line).encode())
-            )
+            write_whole(row, partial(np.save, arr=volume))
+            text = json.dumps(line).encode()
+            write_whole(row.with_suffix(".json"), lambda file, text=text: file.write(text))
     finally:
         if own:
             own.shutdown(cancel_futures=True)
@@ -284,16 +282,19 @@ def _assemble(table, done, folder, size) -> tuple[np.ndarray, pd.DataFrame]:
         lines.append({**done[study.study][0], "row": row, "category": study.category})
     target, index = _array_file(folder, lines), pd.DataFrame(lines)
     if not target.exists():
-        temporary = target.with_suffix(".partial")
-        shape = (len(lines), *size)
-        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-        for row, study in enumerate(table.study):
-            array[row] = done[study][1]
-        array.flush()
-        os.replace(temporary, target)
+        write_whole(target, lambda file: _write_volumes(file, table.study, done, size))
     write_whole(folder / "index.csv", lambda file: index.to_csv(file, index=False))
-    for old in folder.glob("volumes-*"):
+    for old in (*folder.glob("volumes-*"), *folder.glob(".volumes-*")):
         if old != target:
             old.unlink()
     shutil.rmtree(folder / "rows")
     return np.load(target, mmap_mode="r"), index
+
+
+def _write_volumes(file, studies, done, size):
+    """Write one array of all volumes, one after the other: only one is in memory."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(studies), *size)}
+    np.lib.format.write_array_header_1_0(file, header)
+    for study in studies:
+        _, array, row = done[study]
+        file.write(np.load(array, mmap_mode="r")[row].tobytes())

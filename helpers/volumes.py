@@ -7,7 +7,6 @@ in which each index grows.
 
 from __future__ import annotations
 
-import gzip
 import math
 import os
 import warnings
@@ -21,10 +20,10 @@ import numpy as np
 from helpers.headers import (
     UnreadableStudy,
     bytes_claimed,
-    check_length,
     is_packed,
     one_line,
     open_image,
+    unpack,
     volume_shape,
 )
 
@@ -67,19 +66,17 @@ class Study:
     @cached_property
     def hu(self) -> np.ndarray:
         """The voxels in HU: int16, (D, H, W). UnreadableStudy if damaged or not in HU."""
-        return np.ascontiguousarray(_to_hu(self._read_voxels(), self.path))
+        return np.ascontiguousarray(_to_hu(self._read_voxels(), self.path), dtype=np.int16)
 
     def _read_voxels(self):
-        """The voxels as stored, (D, H, W); UnreadableStudy if damaged."""
+        """The voxels as stored, scaled, (D, H, W); UnreadableStudy if damaged."""
         try:
-            voxels = np.asarray(_image_with_voxels(self._image, self.path).dataobj)
+            voxels = _voxels(self._image, self.path)
         except UnreadableStudy:
             raise
         except (OSError, EOFError, ValueError, zlib.error) as error:
             reason = f"is damaged ({one_line(error)})"
             raise UnreadableStudy(self.path, reason, "download or copy it again") from None
-        if voxels.ndim == 4:
-            voxels = voxels[..., 0]
         return nib.orientations.apply_orientation(voxels, self._transform)
 
     def __repr__(self):
@@ -178,16 +175,16 @@ def preprocess(study, size=(64, 256, 256), limits=(-1000, 400)):
     return np.rint(resample(scaled, size) * 255).astype(np.uint8)
 
 
-def _image_with_voxels(image, path):
-    """Read a .gz file to its last byte, so that gzip's checksum is tested (nibabel stops early)."""
-    if not is_packed(path):
-        return image
-    claimed = bytes_claimed(image.header, image.dataobj.offset)
-    with gzip.open(path) as file:
-        content = file.read(claimed)
-        n_bytes = len(content) + sum(map(len, iter(lambda: file.read(1 << 20), b"")))
-    check_length(path, n_bytes, claimed)
-    return type(image).from_bytes(content)
+def _voxels(image, path):
+    """The array of an opened image, scaled, (x, y, z)."""
+    proxy, shape = image.dataobj, volume_shape(image.header)
+    if is_packed(path):
+        content = unpack(path, bytes_claimed(image.header, proxy.offset))
+        if (proxy.slope, proxy.inter) == (1, 0):
+            # the bytes as they are: nothing is copied
+            return np.ndarray(shape, proxy.dtype, content, proxy.offset, order="F")
+        proxy = type(image).from_bytes(content).dataobj
+    return np.asarray(proxy).reshape(shape, order="F")
 
 
 def _to_hu(voxels, path):
@@ -204,8 +201,10 @@ def _to_hu(voxels, path):
     if low == high:
         reason = f"has the value {low:g} in every voxel"
         raise UnreadableStudy(path, reason, "convert the original CT again")
-    air = (voxels > max(low, AIR_RANGE[0])) & (voxels < AIR_RANGE[1])
-    if air.mean() < 0.01:
+    above, below = max(low, AIR_RANGE[0]), AIR_RANGE[1]
+    # slice by slice, so that what is compared stays in the processor's cache
+    n_air = sum(np.count_nonzero((part > above) & (part < below)) for part in voxels)
+    if n_air < 0.01 * voxels.size:
         raise UnreadableStudy(
             path,
             f"has no air (values {low:g} to {high:g}): these are {_scale(low, high)}, "
@@ -214,7 +213,9 @@ def _to_hu(voxels, path):
         )
     if voxels.dtype.kind == "f":
         voxels = np.rint(voxels)
-    return np.clip(voxels, -32768, 32767).astype(np.int16, copy=False)
+    if voxels.dtype != np.int16:
+        voxels = np.clip(voxels, -32768, 32767).astype(np.int16)
+    return voxels
 
 
 def _scale(low, high):

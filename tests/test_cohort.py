@@ -21,7 +21,7 @@ from helpers.cohort import (
     saved_split,
     split_by_patient,
 )
-from helpers.volumes import preprocess
+from helpers.fast import preprocess_fast
 
 SIZE = (8, 12, 12)
 
@@ -132,7 +132,7 @@ def test_cache_holds_what_preprocess_gives(root):
     assert isinstance(cache.volumes, np.memmap)
     for line in cache.index.itertuples():
         np.testing.assert_array_equal(
-            cache.volumes[line.row], preprocess(root / line.file, SIZE, (-1000, 400))
+            cache.volumes[line.row], preprocess_fast(root / line.file, SIZE, (-1000, 400))
         )
     assert list(cache.index.n_slices) == [10] * 6
     assert cache.index.spacing_z.unique() == pytest.approx([8])
@@ -164,7 +164,9 @@ def test_studies_can_come_and_go(root, monkeypatch):
     calls = count_calls(monkeypatch)
     cache = build(root)
     assert len(calls) == 1 and list(cache.index.study) == [f"study_{n:04}" for n in range(2, 8)]
-    np.testing.assert_array_equal(cache.volumes[5], preprocess(root / cache.index.file[5], SIZE))
+    np.testing.assert_array_equal(
+        cache.volumes[5], preprocess_fast(root / cache.index.file[5], SIZE)
+    )
     assert len(list((root / "cache").glob("*/volumes-*"))) == 1
 
 
@@ -201,7 +203,9 @@ def test_bad_studies_are_all_listed_or_left_out_when_asked(root):
     cache = build(root, on_error="skip")
     assert list(cache.skipped.study) == ["study_0002", "study_0004"]
     assert len(cache.volumes) == 4 and list(cache.index.row) == [0, 1, 2, 3]
-    np.testing.assert_array_equal(cache.volumes[1], preprocess(root / cache.index.file[1], SIZE))
+    np.testing.assert_array_equal(
+        cache.volumes[1], preprocess_fast(root / cache.index.file[1], SIZE)
+    )
 
 
 def test_any_executor_gives_the_same_cache(root):
@@ -232,7 +236,9 @@ def test_a_killed_process_leaves_a_usable_folder(root):
     assert done.returncode == -9
     cache = build(root)
     for line in cache.index.itertuples():
-        np.testing.assert_array_equal(cache.volumes[line.row], preprocess(root / line.file, SIZE))
+        np.testing.assert_array_equal(
+            cache.volumes[line.row], preprocess_fast(root / line.file, SIZE)
+        )
 
 
 def test_real_studies_make_a_cohort(real_data, tmp_path):
