@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zlib
 from pathlib import Path
 
@@ -34,10 +35,11 @@ def save_run(folder: Path, settings: dict, parts: dict, history: list[dict]) -> 
     losses = judged_losses(history)
     state = {name: part.state_dict() for name, part in parts.items()}
     state |= {"epoch": len(history), "history": history, "best": min(losses), "settings": settings}
-    folder.mkdir(parents=True, exist_ok=True)
+    # into memory first: on a full disk torch.save fails in words of its own
+    torch.save(state, packed := io.BytesIO())
     if epochs_since_best(history) == 0:
-        write_whole(folder / "best.pt", lambda file: torch.save(state, file))
-    write_whole(folder / "last.pt", lambda file: torch.save(state, file))
+        write_whole(folder / "best.pt", lambda file: file.write(packed.getbuffer()))
+    write_whole(folder / "last.pt", lambda file: file.write(packed.getbuffer()))
     table = pd.DataFrame(history)
     write_whole(folder / "history.csv", lambda file: table.to_csv(file, index=False))
 
@@ -64,9 +66,7 @@ def start_run(folder: Path, settings: dict, parts: dict, resume: bool) -> list[d
                 "another run_dir, or resume=False to start again"
             )
     load_weights(parts["model"], state, path)
-    parts["optimizer"].load_state_dict(state["optimizer"])
-    if state["scaler"]:
-        parts["scaler"].load_state_dict(state["scaler"])
+    _load_optimizer(parts, state, path)
     return state["history"]
 
 
@@ -94,10 +94,37 @@ def read_checkpoint(path: str | Path) -> dict:
             f"{path}: damaged, or no checkpoint of this course ({type(error).__name__}); "
             "delete it and train again"
         ) from error
-    expected = {"model", "optimizer", "scaler", "epoch", "history", "best", "settings"}
-    if not isinstance(state, dict) or not expected <= set(state):
+    if not _is_ours(state):
         raise CheckpointError(f"{path}: no checkpoint of this course; give a last.pt or best.pt")
     return state
+
+
+def _is_ours(state) -> bool:
+    """Whether all that `save_run` writes is there, each of its kind."""
+    kinds = {"model": dict, "optimizer": dict, "scaler": dict, "history": list, "settings": dict}
+    if not isinstance(state, dict) or not {"epoch", "best", *kinds} <= set(state):
+        return False
+    if not all(isinstance(state[name], kind) for name, kind in kinds.items()):
+        return False
+    losses = [row.get("train_loss") for row in state["history"] if isinstance(row, dict)]
+    is_history = len(losses) == len(state["history"]) == state["epoch"] > 0
+    is_history = is_history and all(isinstance(loss, float) for loss in losses)
+    return is_history and all(isinstance(w, torch.Tensor) for w in state["model"].values())
+
+
+def _load_optimizer(parts: dict, state: dict, path: Path) -> None:
+    """Bring optimizer and scaler back; CheckpointError if they are of another network."""
+    optimizer, fits = parts["optimizer"], True
+    try:
+        optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"]:
+            parts["scaler"].load_state_dict(state["scaler"])
+        for weight, moments in optimizer.state.items():
+            fits &= all(m.shape in ((), weight.shape) for m in moments.values())
+    except Exception:  # what torch raises for a state that does not fit has no common kind
+        fits = False
+    if not fits:
+        raise CheckpointError(f"{path}: optimizer of another network; delete it and train again")
 
 
 def epochs_since_best(history: list[dict]) -> int:

@@ -7,13 +7,14 @@ import re
 import shutil
 import stat
 import struct
-import threading
 import time
 import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from helpers.files import temporary_beside
 
 MAGIC = {".zip": b"PK", ".gz": b"\x1f\x8b"}
 BUSY = {408, 425, 429, 500, 502, 503, 504}
@@ -130,11 +131,11 @@ def _fetch(url, path, size, sha256, chunk, attempts, backoff, timeout):
                 if not failure.again or failures >= attempts:
                     raise
                 time.sleep(min(max(backoff * 2 ** (failures - 1), failure.pause), MAX_PAUSE))
+    fault = _fault(part, path.suffix, size, sha256)
+    part.unlink() if fault else os.replace(part, path)
     note.unlink(missing_ok=True)
-    if fault := _fault(part, path.suffix, size, sha256):
-        part.unlink()
+    if fault:
         raise _Failure(f"the file {fault}")
-    os.replace(part, path)
 
 
 def _request(url, part, note, size, chunk, timeout, bar):
@@ -142,7 +143,9 @@ def _request(url, part, note, size, chunk, timeout, bar):
     import requests
     from urllib3.exceptions import HTTPError
 
-    known = note.read_text(encoding="utf-8") if note.is_file() else ""
+    known = note.read_text(encoding="utf-8", errors="replace") if note.is_file() else ""
+    # a validator that cannot stand in a header is damaged, or the server's is
+    known = known if known.isascii() and known.isprintable() else ""
     offset = file_size(part) if known else 0
     if offset and offset == size:
         return
@@ -274,8 +277,7 @@ def _is_same(info, target):
 
 def _unpack(source, info, target, bar):
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{target.name}.{os.getpid()}.{threading.get_ident()}.part")
-    try:
+    with temporary_beside(target) as part:
         with source.open(info) as packed, open(part, "wb") as stream:
             while block := packed.read(BLOCK):
                 stream.write(block)
@@ -283,5 +285,3 @@ def _unpack(source, info, target, bar):
         if file_size(part) != info.file_size:
             raise ArchiveError(f"{info.filename} is cut off")
         os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from helpers import rendering, volumes
+from helpers.files import write_whole
 
 
 def save_gif(
@@ -34,15 +34,8 @@ def save_gif(
         frame = (np.rint(np.asarray(frame) / step) * step).astype(np.uint8)
         sides = "RLAP" if marks else ""
         frames.append(rendering.annotate(np.stack([frame] * 3, -1), sides, caption)[..., 0])
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.stem}.{os.getpid()}.gif")
-    try:
-        imageio.imwrite(temporary, np.stack(frames), duration=1000 / fps, loop=0, optimize=True)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    options = {"extension": ".gif", "duration": 1000 / fps, "loop": 0, "optimize": True}
+    return write_whole(path, lambda file: imageio.imwrite(file, np.stack(frames), **options))
 
 
 def pair_gifs(healthy, ill, folder, size=(64, 256, 256), caption="") -> list[Path]:

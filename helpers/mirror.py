@@ -11,20 +11,17 @@ import io
 import json
 import os
 import re
-import secrets
 import shutil
 import tarfile
-import time
-from contextlib import contextmanager, suppress
-from glob import escape
+from contextlib import contextmanager
 from pathlib import Path
 
 from helpers.downloads import DownloadError, check_space, file_size, lock
+from helpers.files import temporary_beside
 
 MANIFEST = ".mirror.json"
 TEMPORARY = re.compile(r"lock|.*\.(part|partial|lock|tmp)(\..*)?|\..*\.\d+")
 DAMAGE = (tarfile.TarError, ValueError, TypeError, KeyError, AttributeError, OverflowError)
-DAY = 24 * 3600
 
 
 class MirrorError(RuntimeError):
@@ -45,12 +42,12 @@ def keep(folder: str | os.PathLike, mirror: str | os.PathLike) -> Path | None:
     with _in_words(archive):
         if not _files(folder):
             return None
-        with lock(folder), _temporary(folder.with_name(archive.name)) as packed:
+        with lock(folder), temporary_beside(folder.with_name(archive.name)) as packed:
             known = _read_manifest(archive) if archive.exists() else {}
             if not _pack(folder, packed, known):
                 return None
             archive.parent.mkdir(exist_ok=True)
-            with _temporary(archive) as part:
+            with temporary_beside(archive) as part:
                 shutil.copyfile(packed, part)
                 os.replace(part, archive)
     return archive
@@ -69,7 +66,7 @@ def restore(folder: str | os.PathLike, mirror: str | os.PathLike) -> bool:
         if _is_filled(folder) or not archive.is_file():
             return False
         local = folder.with_name(archive.name)
-        with lock(folder), _temporary(local) as packed, _temporary(folder) as unpacked:
+        with lock(folder), temporary_beside(local) as packed, temporary_beside(folder) as unpacked:
             if _is_filled(folder):  # another process was first
                 return False
             check_space(folder.parent, 2 * file_size(archive))
@@ -107,19 +104,6 @@ def _in_words(archive):
             f"{archive}: is damaged or not made by this course ({bad}); delete it or move it "
             "away, it will be made again"
         ) from None
-
-
-@contextmanager
-def _temporary(path):
-    """A new hidden name beside `path`; gone at the end, with what a killed process left there."""
-    own = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
-    try:
-        yield own
-    finally:
-        for old in (own, *path.parent.glob(f".{escape(path.name)}.*.part")):
-            with suppress(OSError):
-                if old == own or time.time() - old.stat().st_mtime > DAY:
-                    shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 
 def _is_filled(folder):

@@ -22,6 +22,7 @@ import pandas as pd
 
 from helpers import downloads
 from helpers.downloads import ArchiveError, DownloadError, file_size
+from helpers.files import write_whole
 
 CREDIT = "Morozov et al. 2020, doi 10.1101/2020.05.20.20100362, CC BY-NC-ND 3.0"
 CATEGORIES = {"CT-0": 254, "CT-1": 684, "CT-2": 125, "CT-3": 45, "CT-4": 2}
@@ -248,9 +249,8 @@ def _unpack(archive, root):
     if archive.name in RELEASE and not any(file.startswith("studies/") for file in sizes):
         raise ArchiveError(f"{archive}: holds no study of MosMedData; delete it and get it again")
     marker = _read_marker(root) | {archive.name: sizes}
-    part = root / f"{MARKER}.part"
-    part.write_text(json.dumps(marker, indent=1), encoding="utf-8")
-    os.replace(part, root / MARKER)
+    text = json.dumps(marker, indent=1)
+    write_whole(root / MARKER, lambda file: file.write(text.encode()))
     return len(left_out)
 
 
@@ -277,6 +277,5 @@ def _write_registry(root):
             "mask_file": masks.where([(root / mask).is_file() for mask in masks]),
         }
     )
-    part = root / f"part_{REGISTRY}"
-    registry.to_excel(part, index=False)
-    os.replace(part, root / REGISTRY)
+    registry.to_excel(stream := io.BytesIO(), index=False)
+    write_whole(root / REGISTRY, lambda file: file.write(stream.getvalue()))

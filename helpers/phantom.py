@@ -7,6 +7,7 @@ truth (lesion masks, involved fraction, scanner) that runs anywhere without a do
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import multiprocessing
 import os
@@ -280,8 +281,8 @@ def _write_tables(root, jobs):
     """The registry in MosMedData's columns, and phantom_truth.csv beside it."""
     registry = pd.DataFrame(jobs)[["study_id", "category", "study_file", "mask_file"]]
     registry = registry.replace({"mask_file": {"": None}})
-    path = root / "dataset_registry.xlsx"
-    write_whole(path, lambda file: registry.to_excel(file, index=False))
+    registry.to_excel(stream := io.BytesIO(), index=False)
+    write_whole(root / "dataset_registry.xlsx", lambda file: file.write(stream.getvalue()))
     rows = [json.loads((root / f"truth/{j['study_id']}.json").read_text("utf-8")) for j in jobs]
     truth = pd.DataFrame(rows).drop(columns=["study_file", "mask_file"])
     write_whole(root / "phantom_truth.csv", lambda file: truth.to_csv(file, index=False))

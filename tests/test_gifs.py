@@ -115,7 +115,7 @@ def test_an_interrupted_write_leaves_what_was_there(moving, tmp_path, monkeypatc
     earlier = path.read_bytes()
 
     def stop(file, *arguments, **options):
-        file.write_bytes(b"GIF89a")
+        file.write(b"GIF89a")
         raise error
 
     monkeypatch.setattr(gifs.imageio, "imwrite", stop)
