@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import io
 import json
-import multiprocessing
 import os
 import re
 import zipfile
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +21,7 @@ from helpers import downloads
 from helpers.files import write_whole
 from helpers.phantom import make_study
 from helpers.progress import progress
+from helpers.workers import start_workers
 
 CAPTION = "Synthetic phantom, not a patient."
 SIZES = {"tiny": (30, 36), "quick": (120, 140), "full": (349, 397)}
@@ -117,8 +116,7 @@ def _plan(n_covid, n_noncovid, seed):
 def _make_all(jobs, workers):
     """{file name: (truth, bytes)} of all patients, in the order of the jobs."""
     workers = min(workers or os.cpu_count() or 1, len(jobs))
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with start_workers(workers) as pool:
         spread = pool.map(_make_patient, jobs, chunksize=4) if workers > 1 else None
         made = spread or map(_make_patient, jobs)
         made = list(progress(made, "synthetic patients", len(jobs), unit="patient"))

@@ -9,9 +9,8 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from helpers.files import write_whole
 from helpers.phantom_anatomy import draw_patient
 from helpers.phantom_organs import Bedding, draw_anatomy, stretch
 from helpers.progress import progress
+from helpers.workers import start_workers
 
 CATEGORIES = ("CT-0", "CT-1", "CT-2", "CT-3", "CT-4")
 DEFAULT_COUNTS = {"CT-0": 60, "CT-2": 44, "CT-3": 16}
@@ -244,8 +244,7 @@ def make_cohort(
                 _make_one(root, job, matrix, n_slices)
                 bar.update()
         else:
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            with start_workers(workers) as pool:
                 tasks = [pool.submit(_make_one, root, job, matrix, n_slices) for job in missing]
                 try:
                     for task in as_completed(tasks):

@@ -9,6 +9,26 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 
 ROOT = Path(__file__).resolve().parents[1]
+FAULTS = pytest.StashKey[dict]()
+
+
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers",
+        "faults(section, what, cases=1): a line of the table in CONTRIBUTING.md; cases: how many "
+        "one test tries",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Count the cases of each line of the table, before any test is deselected."""
+    counted = config.stash.setdefault(FAULTS, {})
+    for item in items:
+        if mark := item.get_closest_marker("faults"):
+            section, what = mark.args
+            cases = mark.kwargs.get("cases", 1)
+            counted[section, what] = counted.get((section, what), 0) + cases
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +49,11 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def killer():
+    """Starts processes quickly and kills them."""
+    from interrupted import Killer
+
+    return Killer()

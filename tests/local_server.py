@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import threading
@@ -16,11 +17,12 @@ class LocalServer:
     "stall" (after so many bytes, "seconds" long), "ignore_range", "ignore_if_range",
     "range_start" (wrong Content-Range), "etag", "status", "headers", "html" (a page with 200),
     "replace" (other bytes from now on), "redirect".
-    requests: (path, Range header) of every request so far.
+    requests: (path, Range header) of every request so far. pace: seconds between two pieces of
+    64 KiB.
     """
 
     def __init__(self):
-        self.files, self.faults, self.requests = {}, {}, []
+        self.files, self.faults, self.requests, self.pace = {}, {}, [], 0.0
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), type("H", (_Handler,), {"site": self}))
         self._http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
@@ -73,8 +75,12 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body[: fault.get("cut", fault.get("stall"))])
-        self.wfile.flush()
+        body = body[: fault.get("cut", fault.get("stall"))]
+        piece = 1 << 16 if self.site.pace else len(body) or 1
+        with contextlib.suppress(ConnectionError):  # the client was killed
+            for start in range(0, len(body), piece):
+                self.wfile.write(body[start : start + piece])
+                time.sleep(self.site.pace)
         if "stall" in fault:
             time.sleep(fault.get("seconds", 3.0))
         self.close_connection = True
