@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import re
 import shutil
@@ -22,7 +23,8 @@ RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)$")
 MAX_PAUSE = 60.0
 MAX_EXPANSION = 100
 BLOCK = 1 << 20
-DAMAGE = (RuntimeError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, struct.error)
+DAMAGE = (RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError)
+DAMAGE += (struct.error, MemoryError)
 
 
 class DownloadError(RuntimeError):
@@ -232,7 +234,8 @@ def unpack_zip(
         reason = f"{bad or 'is cut off'}; delete it and get it again"
         raise ArchiveError(f"{archive}: {reason}") from None
     except OSError as error:
-        raise ArchiveError(f"{archive}: cannot be unpacked ({error})") from None
+        reason = f"cannot be unpacked into {folder} ({error.strerror or error})"
+        raise ArchiveError(f"{archive}: {reason}; see that it is whole and there is room") from None
     return [target for _, target in chosen]
 
 

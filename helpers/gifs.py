@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import tempfile
 from pathlib import Path
@@ -35,7 +36,8 @@ def save_gif(
         sides = "RLAP" if marks else ""
         frames.append(rendering.annotate(np.stack([frame] * 3, -1), sides, caption)[..., 0])
     options = {"extension": ".gif", "duration": 1000 / fps, "loop": 0, "optimize": True}
-    return write_whole(path, lambda file: imageio.imwrite(file, np.stack(frames), **options))
+    imageio.imwrite(packed := io.BytesIO(), np.stack(frames), **options)
+    return write_whole(path, lambda file: file.write(packed.getbuffer()))
 
 
 def pair_gifs(healthy, ill, folder, size=(64, 256, 256), caption="") -> list[Path]:

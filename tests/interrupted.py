@@ -42,7 +42,7 @@ def preprocess(root, cache):
     cohort.preprocess_cohort(cohort.find_studies(root), root, cache, SIZE, workers=1)
 
 
-def train(volumes, folder):
+def train(volumes, folder, epochs=5):
     import torch
 
     from helpers import models, training
@@ -51,7 +51,7 @@ def train(volumes, folder):
     torch.manual_seed(0)
     model = models.BiLSTMClassifier(models.SliceEncoder(width=8, features=16), hidden=8)
     scans = np.load(volumes, mmap_mode="r")
-    options = {"epochs": 5, "batch_size": 5, "device": "cpu"}
+    options = {"epochs": epochs, "batch_size": 5, "device": "cpu"}
     training.fit(model, scans, LABELS, TRAIN, VALIDATION, folder, **options)
 
 

@@ -16,7 +16,7 @@ class LocalServer:
     faults: path -> list of dicts, one for each request in turn, then none. Keys: "cut" or
     "stall" (after so many bytes, "seconds" long), "ignore_range", "ignore_if_range",
     "range_start" (wrong Content-Range), "etag", "status", "headers", "html" (a page with 200),
-    "replace" (other bytes from now on), "redirect".
+    "replace" (other bytes from now on), "redirect", "chunked" (no length is told).
     requests: (path, Range header) of every request so far. pace: seconds between two pieces of
     64 KiB.
     """
@@ -67,20 +67,27 @@ class _Handler(BaseHTTPRequestHandler):
                 return self.answer(416, {"Content-Range": f"bytes */{len(content)}"})
             start = fault.get("range_start", start)
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        if fault.get("chunked"):
+            self.protocol_version = "HTTP/1.1"
+            headers |= {"Content-Length": None, "Transfer-Encoding": "chunked"}
         self.answer(status, headers, content[start:], fault)
 
     def answer(self, status, headers, body=b"", fault=None):
         fault = fault or {}
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name, value)
+            if value is not None:
+                self.send_header(name, value)
         self.end_headers()
+        if fault.get("chunked"):
+            body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
         body = body[: fault.get("cut", fault.get("stall"))]
         piece = 1 << 16 if self.site.pace else len(body) or 1
         with contextlib.suppress(ConnectionError):  # the client was killed
             for start in range(0, len(body), piece):
                 self.wfile.write(body[start : start + piece])
-                time.sleep(self.site.pace)
+                if self.site.pace:
+                    time.sleep(self.site.pace)
         if "stall" in fault:
             time.sleep(fault.get("seconds", 3.0))
         self.close_connection = True
