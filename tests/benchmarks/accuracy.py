@@ -37,6 +37,8 @@ NETWORKS = {
     "densenet121": ("3-D DenseNet121 (MONAI)", DenseNet121),
 }
 OURS = "bilstm"
+# at fit's own learning rate the large 3-D networks can stay at an AUC of 0.5: a lower one, too
+DEFAULT = ("bilstm", "cnn3d-8", "cnn3d-64", "cnn3d-64@3e-4", "densenet121", "densenet121@3e-4")
 LEARNING_RATE = 3e-3  # fit's own
 UNSEEN_SEED = 4040  # the course's cohort has 2020
 TABLE_MINUTES = (0.25, 0.5, 1, 2, 3)
@@ -50,7 +52,7 @@ def main(words=None):
     )
     parser.add_argument("--minutes", type=float, default=3, help="of training, for each run")
     parser.add_argument("--seeds", type=int, default=3, help="how many: 0, 1, ...")
-    parser.add_argument("--models", nargs="+", default=list(NETWORKS), help="NAME or NAME@RATE")
+    parser.add_argument("--models", nargs="+", default=DEFAULT, help="NAME or NAME@RATE")
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--profile", choices=course.PROFILES, default="quick")
@@ -265,8 +267,8 @@ def report(results, markdown=False):
     settings, runs = results["settings"], results["runs"]
     seeds = sorted({run["seed"] for run in runs})
     yield f"{results['hardware']}, {settings['precision']}"
-    yield f"{CAPTION} Profile {settings['profile']}; AUC on {len(results['labels'])} unseen "
-    yield f"studies, mean of seeds {seeds}, 95 % interval by bootstrap over patients.\n"
+    yield f"{CAPTION} Profile {settings['profile']}; AUC on {len(results['labels'])} unseen studies,"
+    yield f"mean of seeds {seeds}, 95 % interval by bootstrap over patients.\n"
     yield as_text(table(results), markdown) + "\n"
     minutes = np.arange(STEP, settings["minutes"] + STEP / 2, STEP)
     means = {name: lines.mean(axis=0) for name, lines in curves(runs, minutes).items()}
