@@ -267,7 +267,8 @@ def report(results, markdown=False):
     settings, runs = results["settings"], results["runs"]
     seeds = sorted({run["seed"] for run in runs})
     yield f"{results['hardware']}, {settings['precision']}"
-    yield f"{CAPTION} Profile {settings['profile']}; AUC on {len(results['labels'])} unseen studies,"
+    n_studies = len(results["labels"])
+    yield f"{CAPTION} Profile {settings['profile']}; AUC on {n_studies} unseen studies,"
     yield f"mean of seeds {seeds}, 95 % interval by bootstrap over patients.\n"
     yield as_text(table(results), markdown) + "\n"
     minutes = np.arange(STEP, settings["minutes"] + STEP / 2, STEP)
@@ -292,7 +293,7 @@ def figure(results):
         axis.fill_between(minutes, low, high, color=colour, alpha=0.15, linewidth=0)
     axis.axhline(0.5, linestyle=":", color=plots.GREY)
     axis.set(xlabel="minutes of training", ylabel="AUC on unseen phantom studies")
-    axis.set(xlim=(0, minutes[-1]), ylim=(0.4, 1.02))
+    axis.set(xlim=(0, minutes[-1]), ylim=(0.3, 1.02))
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     n_seeds = len({run["seed"] for run in results["runs"]})
     text = f"{CAPTION} Median and range of {n_seeds} seeds. {results['hardware']}."
