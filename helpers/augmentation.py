@@ -22,6 +22,7 @@ def augment(
     offset: float = 0.01,
     gamma: float = 0.04,
     noise: float = 0.01,
+    within: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """Augment a batch: each scan as a whole gets its own random change.
 
@@ -34,14 +35,18 @@ def augment(
     slice_stretch (fraction): along the depth. gain, offset, gamma: brightness, as deviations
     from 1, 0 and 1 (small, because HU are calibrated). noise: largest standard deviation.
     Outside the plane is air (0).
+
+    within: (first, n) where the volumes are only a part of a batch, its scans `first` to
+    first + B - 1 of n: each is changed as it would be in the whole batch.
     """
     if strength == 0:
         return volumes.clone()
-    n_scans = volumes.shape[0]
+    first, n_scans = within or (0, len(volumes))
+    own = slice(first, first + len(volumes))
 
     def draw(largest: float) -> torch.Tensor:
         numbers = 2 * torch.rand(n_scans, generator=generator) - 1
-        return (strength * largest * numbers).to(volumes.device)
+        return (strength * largest * numbers[own]).to(volumes.device)
 
     flipped = (draw(1.0) > 0) & flip
     angle, enlarge = draw(math.radians(degrees)), 1 + draw(scale)

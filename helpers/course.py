@@ -175,7 +175,7 @@ def prepare(
     )
 
 
-def new_model(which, profile: Profile, seed=0):
+def new_model(which, profile: Profile, seed=0, dropout=0.3):
     """The Bi-LSTM classifier ("bilstm") or its opponent ("cnn3d"), seeded, untrained."""
     import torch
 
@@ -184,20 +184,21 @@ def new_model(which, profile: Profile, seed=0):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if which == "bilstm":
-            return models.BiLSTMClassifier()
-        return models.Keras3DCNN(width=profile.opponent_width)
+            return models.BiLSTMClassifier(dropout=dropout)
+        return models.Keras3DCNN(profile.opponent_width, dropout)
 
 
-def train(data: CourseData, which="bilstm", seed=0, runs_dir="runs", **options):
+def train(data: CourseData, which="bilstm", seed=0, runs_dir="runs", dropout=0.3, **options):
     """Train one of the two models, or load it where it is trained; returns model and history.
 
     The run lies in `runs_dir`/<model>-<cohort>-<profile>-<task>-seed<seed>; an unfinished one is
     resumed. options: passed on to `training.fit`. With a mirror in `data` a missing run is
     restored first, and kept after every epoch; a mirror that fails meanwhile is only a warning.
+    Under torchrun (`distributed`) the processes share the work.
     """
     from helpers import training
 
-    model = new_model(which, data.profile, seed)
+    model = new_model(which, data.profile, seed, dropout)
     run_dir = Path(runs_dir) / f"{which}-{data.run_name}"
     epochs = data.profile.epochs if which == "bilstm" else data.profile.opponent_epochs
     if data.mirror:
@@ -217,10 +218,7 @@ def train(data: CourseData, which="bilstm", seed=0, runs_dir="runs", **options):
         data.rows("train"),
         data.rows("validation"),
         run_dir,
-        epochs=epochs,
-        batch_size=data.profile.batch_size,
-        seed=seed,
-        **options,
+        **{"epochs": epochs, "batch_size": data.profile.batch_size, "seed": seed, **options},
     )
     if data.mirror:
         keep()

@@ -10,13 +10,19 @@ import numpy as np
 import torch
 from torch import nn
 
+from helpers import distributed
 from helpers.checkpoints import load_weights, read_checkpoint
 
 
 def pick_device(device: str = "auto") -> torch.device:
-    """The device that `device` names; "auto" takes CUDA, else Apple's MPS, else the CPU."""
+    """The device that `device` names; "auto" takes CUDA, else Apple's MPS, else the CPU.
+
+    Under torchrun "auto" is the GPU of this process, or the CPU where there is none for each.
+    """
     if device != "auto":
         return torch.device(device)
+    if distributed.n_processes() > 1:
+        return distributed.own_device()
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -75,10 +81,14 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 
 @contextmanager
 def seeded(device: torch.device, *numbers: int) -> Iterator[torch.Generator]:
-    """Random numbers that depend on `numbers` alone; the caller's own go on afterwards."""
+    """Random numbers that depend on `numbers` alone; the caller's own go on afterwards.
+
+    The generator is the same on every rank of `distributed`; torch's own numbers, which dropout
+    draws from, are others on each.
+    """
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed + distributed.rank())
         yield torch.Generator().manual_seed(seed)
 
 

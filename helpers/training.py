@@ -6,7 +6,6 @@ import math
 import time
 import zlib
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,9 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.profiler import record_function
 
+from helpers import distributed
 from helpers.augmentation import augment as augment_batch
 from helpers.checkpoints import (
     CheckpointError,
@@ -35,7 +36,7 @@ from helpers.prediction import (
     read_scans,
     seeded,
 )
-from helpers.progress import progress
+from helpers.progress import LiveCurve, progress
 
 __all__ = [
     "CheckpointError",
@@ -110,9 +111,15 @@ def fit(
     run equals an unbroken one to the last digit. max_epochs_this_call ends a call early, for a
     later one to resume. The initial weights are the caller's: torch.manual_seed before them.
 
+    Under torchrun (`distributed`) the batches are shared out among the processes; batch_size is
+    that of all together, every process calls fit alike, and rank 0 alone calls on_epoch and
+    writes. An augment function gets the whole batch in every process, of which each keeps its
+    share: right, whatever it draws, but no faster than with one process.
+
     Returns one row an epoch: epoch (from 1), train_loss, validation_loss, validation_auc,
     learning_rate (of its last step), seconds. ValueError for unusable labels or changed
     settings, CheckpointError for a damaged last.pt, RuntimeError for a loss that is not finite.
+    ValueError, too, for a batch that has fewer scans than there are processes.
     """
     labels, train_rows = np.array(labels), np.array(train_rows)
     validation_rows = np.array(validation_rows)
@@ -136,6 +143,7 @@ def fit(
         "clip": clip,
         "seed": seed,
     }
+    distributed.check_shares(len(train_rows), len(validation_rows), batch_size)
     folder, used = Path(run_dir), pick_device(device)
     precision = pick_precision(used, precision)
     model.to(used)
@@ -144,36 +152,43 @@ def fit(
         "optimizer": torch.optim.AdamW(decayed_and_not(model, weight_decay)),
         "scaler": torch.amp.GradScaler("cuda", enabled=precision == "fp16"),
     }
-    history = start_run(folder, settings, parts, resume)
-    if history and on_epoch:
+    with distributed.rank_0_first():
+        history = start_run(folder, settings, parts, resume)
+    is_first = distributed.rank() == 0
+    if history and on_epoch and is_first:
         on_epoch(pd.DataFrame(history))
-    change = augment if callable(augment) else partial(augment_batch, strength=float(augment))
     scans = Scans(volumes, used, keep=True)
     targets = torch.tensor(labels, dtype=torch.float32)
     weight = positive_weight(labels[train_rows]) if class_weighting else 1.0
     stop = min(epochs, len(history) + (max_epochs_this_call or epochs))
-    with progress(total=epochs, initial=len(history), desc="epochs") as bar:
+    own_rows = validation_rows[distributed.share(len(validation_rows))]
+    bar = progress(total=epochs, initial=len(history), desc="epochs", disable=not is_first)
+    with distributed.parallel(model) as network, bar:
         while len(history) < stop and epochs_since_best(history) < patience:
             started, row = time.perf_counter(), {"epoch": len(history) + 1}
             row |= train_one_epoch(
-                *(parts, scans, targets, train_rows, weight, precision, settings, len(history)),
-                change,
+                *(network, parts, scans, targets, train_rows, weight, precision, settings),
+                *(len(history), augment),
             )
-            logits, _ = read_scans(model, scans, validation_rows, batch_size, precision)
+            logits, _ = read_scans(model, scans, own_rows, batch_size, precision)
+            logits = distributed.gather(logits, len(validation_rows))
             loss, auc = validation_loss_and_auc(logits, targets[validation_rows], weight)
             row |= {"validation_loss": loss, "validation_auc": auc}
             row["seconds"] = time.perf_counter() - started
-            history.append(row)
-            save_run(folder, settings, parts, history)
+            history.append(distributed.of_rank_0(row))
+            if is_first:
+                save_run(folder, settings, parts, history)
             bar.update()
             bar.set_postfix(train=row["train_loss"], validation=row["validation_loss"])
-            if on_epoch:
+            if on_epoch and is_first:
                 on_epoch(pd.DataFrame(history))
-    load_model(model, folder / "best.pt", str(used))
+    with distributed.rank_0_first():
+        load_model(model, folder / "best.pt", str(used))
     return pd.DataFrame(history)
 
 
 def train_one_epoch(
+    network: nn.Module,
     parts: dict,
     scans: Scans,
     targets: torch.Tensor,
@@ -182,15 +197,19 @@ def train_one_epoch(
     precision: str,
     settings: dict,
     epoch: int,
-    change: Callable,
+    augment: float | Callable,
 ) -> dict[str, float]:
-    """One pass over the rows in random order; `epoch` counts from 0, `change` augments."""
+    """One pass over the rows in random order; `epoch` counts from 0.
+
+    network: the model, as `distributed.parallel` gives it out. The spans of time that torch's
+    profiler sees are called load, augment, forward, backward and step.
+    """
     model, optimizer, scaler = parts["model"], parts["optimizer"], parts["scaler"]
     batches = range(0, len(rows), settings["batch_size"])
     n_steps = settings["epochs"] * len(batches)
     n_warmup = round(settings["warmup"] * n_steps)
     total = 0.0
-    model.train()
+    network.train()
     # Each epoch has a seed of its own, so a resumed run draws what an unbroken one would have.
     with seeded(scans.device, settings["seed"], epoch) as generator:
         order = rows[torch.randperm(len(rows), generator=generator).numpy()]
@@ -203,23 +222,46 @@ def train_one_epoch(
                 factor = learning_rate_factor(step, n_steps, n_warmup)
             for group in optimizer.param_groups:
                 group["lr"] = factor * settings["learning_rate"]
-            volumes = change(scans.take(chosen), generator)
-            with autocast(scans.device, precision):
-                logits, _ = model(volumes)
-            loss = weighted_loss(logits, targets[chosen].to(scans.device), weight)
-            if not math.isfinite(loss.item()):
+            volumes, own = augmented_share(scans, chosen, augment, generator)
+            with record_function("forward"):
+                with autocast(scans.device, precision):
+                    logits, _ = network(volumes)
+                loss = weighted_loss(logits, targets[own].to(scans.device), weight)
+                loss = loss * (len(own) * distributed.n_processes() / len(chosen))
+                batch_loss = distributed.mean_over_batch(loss)
+            if not math.isfinite(batch_loss):
                 raise RuntimeError(
-                    f"the loss became {loss.item()} in epoch {epoch + 1}: start again with a "
+                    f"the loss became {batch_loss} in epoch {epoch + 1}: start again with a "
                     f"learning_rate below {settings['learning_rate']} or with precision='fp32'"
                 )
-            optimizer.zero_grad()
-            scaler.scale(loss).backward()
-            scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(model.parameters(), settings["clip"])
-            scaler.step(optimizer)
-            scaler.update()
-            total += loss.item() * len(chosen)
+            with record_function("backward"):
+                optimizer.zero_grad()
+                scaler.scale(loss).backward()
+            with record_function("step"):
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(model.parameters(), settings["clip"])
+                scaler.step(optimizer)
+                scaler.update()
+            total += batch_loss * len(chosen)
     return {"train_loss": total / len(rows), "learning_rate": optimizer.param_groups[0]["lr"]}
+
+
+def augmented_share(
+    scans: Scans, rows: np.ndarray, augment: float | Callable, generator: torch.Generator
+) -> tuple[torch.Tensor, np.ndarray]:
+    """This process's share of a batch of rows: its scans, changed as in the whole batch, and rows.
+
+    All random numbers of the batch are drawn in every process, so the generators stay alike.
+    """
+    share = distributed.share(len(rows))
+    with record_function("load"):
+        volumes = scans.take(rows if callable(augment) else rows[share])
+    with record_function("augment"):
+        if callable(augment):
+            return augment(volumes, generator)[share], rows[share]
+        within = (share.start, len(rows))
+        volumes = augment_batch(volumes, generator, float(augment), within=within)
+    return volumes, rows[share]
 
 
 def check_labels(labels: np.ndarray, part: str) -> None:
@@ -251,33 +293,3 @@ def decayed_and_not(model: nn.Module, weight_decay: float) -> list[dict]:
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-
-
-class LiveCurve:
-    """For fit's on_epoch: draws the training curves again in place, after every `every` epochs.
-
-    Outside a notebook it does nothing; in one that runs without a screen the last picture stays.
-    """
-
-    def __init__(self, every: int = 1) -> None:
-        self.every, self.display = every, None
-
-    def __call__(self, history: pd.DataFrame) -> None:
-        if len(history) % self.every:
-            return
-        try:
-            from IPython import display, get_ipython
-        except ImportError:
-            return
-        if not hasattr(get_ipython(), "kernel"):
-            return
-        import matplotlib.pyplot as plt
-
-        from helpers.plots import training_curves
-
-        figure = training_curves(history)
-        if self.display is None:
-            self.display = display.display(figure, display_id=True)
-        else:
-            self.display.update(figure)
-        plt.close(figure)
