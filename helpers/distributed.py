@@ -25,12 +25,14 @@ from functools import partial
 
 import torch
 import torch.distributed as dist
+from filelock import FileLock
 from torch import nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.modules.batchnorm import _BatchNorm
 
 # One process makes or downloads the cohort while the others wait.
 PATIENCE = timedelta(hours=2)
+OPTIONS = ("epochs", "batch_size", "learning_rate", "dropout")
 
 
 def n_processes() -> int:
@@ -235,6 +237,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", default="bilstm", choices=sorted(course.MODELS))
     parser.add_argument("--epochs", type=int, help="as in the profile, unless given")
     parser.add_argument("--batch-size", type=int, help="of all processes together")
+    parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--dropout", type=float, help="0 to compare with one process")
     parser.add_argument("--data-dir", default="data")
     parser.add_argument("--runs-dir", default="runs")
@@ -264,12 +267,14 @@ def run(chosen: argparse.Namespace) -> None:
         losses = f"training loss {last.train_loss:.4f}, validation loss {last.validation_loss:.4f}"
         say(f"epoch {last.epoch:.0f}: {losses}")
 
-    given = {"epochs": chosen.epochs, "batch_size": chosen.batch_size, "dropout": chosen.dropout}
-    given = {name: value for name, value in given.items() if value is not None}
-    with rank_0_first():
+    options = {name: getattr(chosen, name) for name in OPTIONS}
+    options = {name: value for name, value in options.items() if value is not None}
+    os.makedirs(chosen.data_dir, exist_ok=True)
+    # what rank 0 has made the others find; two of them that look at once could disturb each other
+    with rank_0_first(), FileLock(os.path.join(chosen.data_dir, "prepare.lock")):
         data = course.prepare(chosen.dataset, chosen.profile, chosen.data_dir, chosen.seed)
     _, history = course.train(
-        data, chosen.model, chosen.seed, chosen.runs_dir, on_epoch=tell, **given
+        data, chosen.model, chosen.seed, chosen.runs_dir, on_epoch=tell, **options
     )
     say(f"{len(history)} epochs, best validation loss {history.validation_loss.min():.4f}")
 
