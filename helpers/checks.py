@@ -5,31 +5,9 @@ A check prints one line and returns True or False; an answer left as `...` retur
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
-
-def answer(*values):
-    """Whether the learner has filled everything in; says so when not."""
-    if any(value is ... for value in values):
-        print("Not filled in yet: replace the ... above and run the cell again.")
-        return False
-    return True
-
-
-def verdict(right, praise, hint):
-    """Print the outcome of a check; returns `right` as a bool."""
-    print(f"Right. {praise}" if right else f"Not yet. {hint}")
-    return bool(right)
-
-
-def close(value, expected, tolerance=1e-3):
-    """Whether a number is the expected one; False for what is no number."""
-    try:
-        return math.isclose(float(value), expected, rel_tol=tolerance, abs_tol=tolerance)
-    except (TypeError, ValueError):
-        return False
+from helpers.answers import answer, close, verdict
 
 
 def check_published_task(task):
@@ -287,3 +265,26 @@ def check_half_life(n_steps):
     if close(n_steps, 50, 1e-2):
         hint = "Each step takes a hundredth of what is left, not of the whole."
     return verdict(close(n_steps, 69, 1e-2), "At 0.999 it would be 693.", hint)
+
+
+def check_loss_of_shares(loss):
+    """11.1: the loss of a batch of which one process has 3 scans and the other 1."""
+    if not answer(loss):
+        return None
+    hint = "Every scan counts the same: (3 x 0.6 + 1 x 1.0) / 4."
+    if close(loss, 0.8):
+        hint = "That counts the one scan of the second process as much as the three of the first."
+    return verdict(close(loss, 0.7), "So each process's loss is weighted by its share.", hint)
+
+
+def check_cores_of_one_client(n_cores):
+    """11.2: cores at 0.1 s a study that keep a client at 10 Gbit/s busy with 4 MiB results."""
+    if not answer(n_cores):
+        return None
+    per_second = 10e9 / 8 / (64 * 256 * 256)
+    hint = "How many studies a second fit through the link, and how many does one core make?"
+    if close(n_cores, 8 * per_second * 0.1, 2e-2):
+        hint = "10 Gbit are 1.25 GB: eight bits are a byte."
+    if close(n_cores, per_second, 2e-2):
+        hint = "That is the studies a second that fit through; a core makes 10 in that time."
+    return verdict(close(n_cores, per_second * 0.1, 2e-2), "The 31st core would wait.", hint)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import nbformat
+import pandas as pd
 import pytest
 from local_server import LocalServer
 from notebook_tools import CHROMIUM, FILES
@@ -121,6 +122,48 @@ def test_quick_10_recognises_and_fine_tunes(quick_runs):
     assert low <= value <= high and low < high
     assert found["scores"]["MoCo, official"]["auc"][0] > 0.65
     assert found["n_unlabelled"]["3-D cohort, training"] == 4 * 72
+
+
+def check_11(found):
+    """What holds in every profile, with Dask and without."""
+    assert found["same_cache"] and found["n_starts"] == 2
+    one, two = (pd.DataFrame(found[name]) for name in ("one", "two"))
+    assert one.epoch.tolist() == two.epoch.tolist() and one.train_loss.nunique() == len(one)
+    # training amplifies rounding; what works on its share alone differs from the first epoch on
+    assert two.train_loss[0] == pytest.approx(one.train_loss[0], rel=1e-5)
+    assert found["largest_difference"] < 1e-3
+    assert 0 < found["core_seconds_per_study"] < 5
+    paper = found["estimate"]
+    assert paper["100,000"]["files, TB"] == pytest.approx(1.2)
+    assert paper["10,000,000"]["cache, TB"] == pytest.approx(41.94, abs=0.01)
+
+
+def test_quick_11_loses_workers_and_nothing_else(quick_runs):
+    found = results(quick_runs, "11")
+    check_11(found)
+    assert found["engine"] == "Dask" and found["n_studies"] == 120 and len(found["one"]) == 3
+    assert 1 <= found["handed_out_again"] <= 24
+    assert 0 <= found["finished_twice"] <= found["handed_out_again"]
+
+
+def test_11_does_without_dask(tmp_path):
+    (file,) = [file for file in FILES if file.name.startswith("11")]
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none/distributed.py").write_text("raise ImportError('not installed')\n")
+    path = os.pathsep.join([str(tmp_path / "none"), str(runner.ROOT)])
+    environment = {"PYTHONPATH": path, "TQDM_DISABLE": "1"}
+    runner.execute(file, tmp_path / "out.ipynb", {"PROFILE": "tiny"}, tmp_path, environment)
+    found = results(tmp_path / "runs", "11")
+    check_11(found)
+    assert found["engine"] == "ProcessPoolExecutor"
+    outputs = [
+        o
+        for cell in nbformat.read(tmp_path / "out.ipynb", 4).cells
+        for o in cell.get("outputs", [])
+    ]
+    said = "".join(o.get("text", "") for o in outputs)
+    assert said.count('the package "distributed"') == 1
+    assert not [o for o in outputs if o.get("name") == "stderr"]
 
 
 @pytest.mark.skipif(CHROMIUM is not None, reason="test_browser opens each notebook first")
