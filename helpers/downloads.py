@@ -231,8 +231,8 @@ def unpack_zip(
     except DownloadError:
         raise
     except DAMAGE as bad:
-        reason = f"{bad or 'is cut off'}; delete it and get it again"
-        raise ArchiveError(f"{archive}: {reason}") from None
+        reason = " ".join(str(bad).split())[:200] or "is cut off"
+        raise ArchiveError(f"{archive}: {reason}; delete it and get it again") from None
     except OSError as error:
         reason = f"cannot be unpacked into {folder} ({error.strerror or error})"
         raise ArchiveError(f"{archive}: {reason}; see that it is whole and there is room") from None

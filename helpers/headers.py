@@ -22,8 +22,11 @@ ENDINGS = (".nii", ".nii.gz", ".hdr", ".img")
 GZIP_MAGIC = b"\x1f\x8b"
 GZIP_RATIO = 1100  # gzip packs no more than 1032 bytes into one
 MAX_BYTES = 4 << 30
+MAX_COMMENTS = 16 << 20
 SPACINGS = (0.05, 50)  # mm
 AGAIN = "download it again or convert the original CT"
+DAMAGE = (nib.spatialimages.HeaderDataError, OSError, EOFError, ValueError, OverflowError)
+DAMAGE += (zlib.error,)
 
 # What nibabel would log about a header, the checks here say once, with the file's name
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL + 1)
@@ -50,12 +53,13 @@ def open_image(path: Path) -> nib.Nifti1Pair:
     try:
         header, n_bytes = read_header(path)
         check_header(path, header, n_bytes)
+        check_comments(path, header)
         image = nib.load(path)
     except UnreadableStudy:
         raise
     except nib.filebasedimages.ImageFileError:
         raise UnreadableStudy(path, "is no NIfTI file", AGAIN) from None
-    except (nib.spatialimages.HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
+    except DAMAGE as error:
         raise UnreadableStudy(path, f"has a damaged header ({one_line(error)})", AGAIN) from None
     affine = image.affine
     if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
@@ -119,6 +123,10 @@ def check_header(path, header, n_bytes):
         raise UnreadableStudy(path, f"has the shape {shape}", "give one 3-D volume per file")
     if code not in nib.nifti1.data_type_codes.value_set("code"):
         raise UnreadableStudy(path, f"has a damaged header (no data type {code})", AGAIN)
+    for name in ("qform_code", "sform_code"):
+        if int(header[name]) not in nib.nifti1.xform_codes.value_set("code"):
+            # nibabel would take it for 0 and the file for one without an affine
+            raise UnreadableStudy(path, f"has a damaged header ({name} {header[name]})", AGAIN)
     if header.get_data_dtype().fields or header.get_data_dtype().kind == "c":
         reason = "holds colours or complex numbers"
         raise UnreadableStudy(path, reason, "convert the original CT again")
@@ -131,6 +139,29 @@ def check_header(path, header, n_bytes):
         raise UnreadableStudy(path, reason, AGAIN)
     check_length(path, min(n_bytes, claimed) if is_packed(path) else n_bytes, claimed)
     check_spacing(path, header["pixdim"][1:4])
+
+
+def check_comments(path, header):
+    """UnreadableStudy if a comment behind the header is longer than the room that there is for it.
+
+    nibabel reads as many bytes as a comment says that it has.
+    """
+    place = header.sizeof_hdr + 4
+    end, name = header.get_data_offset(), path
+    if not header.is_single:
+        name = Path(nib.Nifti1Pair.filespec_to_file_map(path)["header"].filename)
+        end = name.stat().st_size
+    with nib.openers.ImageOpener(name) as file:
+        file.seek(place - 4)
+        if file.read(4)[:1] in (b"", b"\0"):
+            return
+        while place + 16 <= end:
+            size = int.from_bytes(file.read(4), "little" if header.endianness == "<" else "big")
+            if size < 16 or size % 16 or place + size > min(end, MAX_COMMENTS):
+                reason = f"has a damaged header (a comment of {size:,} bytes)"
+                raise UnreadableStudy(path, reason, AGAIN)
+            place += size
+            file.seek(place)
 
 
 def unpack(path, claimed):
