@@ -112,7 +112,7 @@ def _bring_studies(dataset, profile, data_dir, mirror):
         raise cohort.CohortError(
             f'{dataset}: no folder with studies/ in it; DATASET is "phantom", "mosmed" or one'
         )
-    digest = hashlib.sha1(str(root.resolve()).encode()).hexdigest()[:8]
+    digest = hashlib.sha1(str(root.resolve()).encode(), usedforsecurity=False).hexdigest()[:8]
     work = Path(data_dir) / f"{root.resolve().name}-{digest}"
     _restore(work, mirror)
     return root, work, f"Studies of {root.name}."

@@ -168,7 +168,7 @@ def _request(url, part, note, size, chunk, timeout, bar):
                 for block in response.raw.stream(chunk, decode_content=False):
                     stream.write(block)
                     bar.update(len(block))
-    except (requests.RequestException, HTTPError) as error:
+    except (requests.RequestException, HTTPError, ValueError) as error:
         again = not isinstance(error, (ValueError, requests.TooManyRedirects))
         reason = f"the connection failed at {file_size(part):,} bytes ({type(error).__name__})"
         raise _Failure(reason, again) from None

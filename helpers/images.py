@@ -95,7 +95,8 @@ def prepare(images="phantom", profile="quick", data_dir="data", seed=0, size=0) 
     root, caption = covid_ct.get(images, data_dir, profile)
     table = covid_ct.read_collection(root)
     content = table[["image", "label", "part", "n_bytes"]].to_csv(index=False)
-    key = hashlib.sha1(f"{root.resolve()}\n{content}".encode()).hexdigest()[:8]
+    held = f"{root.resolve()}\n{content}".encode()
+    key = hashlib.sha1(held, usedforsecurity=False).hexdigest()[:8]
     work = Path(data_dir) / f"images-{root.resolve().name}-{key}"
     pixels, split = work / f"{size}x{size}.npy", work / f"clean-split-seed{seed}.csv"
     if not (pixels.exists() and split.exists()):

@@ -1,6 +1,8 @@
 """What several test files share."""
 
 import os
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,46 @@ def real_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("REAL_DATA_DIR names no folder of real CT data")
     return Path(folder)
+
+
+@dataclass
+class Course:
+    """Folders of one course: where it ran, its code, the home and the temporary folder it had."""
+
+    folder: Path
+    code: Path
+    home: Path
+    temporary: Path
+
+    def run(self, profile):
+        """Run every notebook in order on the phantom, with nothing but these folders."""
+        import matplotlib
+
+        from helpers import runner
+
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / "helpers", self.code / "helpers", ignore=ignored)
+        places = {"PYTHONPATH": self.code, "HOME": self.home, "TMPDIR": self.temporary}
+        places["MPLCONFIGDIR"] = matplotlib.get_configdir()  # its fonts are listed there
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(self.folder)
+            for name, place in places.items():
+                patch.setenv(name, str(place))
+            runner.run_course("phantom", profile, 0)
+
+
+@pytest.fixture(scope="session")
+def quick_course(tmp_path_factory) -> Course:
+    """One quick course on the phantom, in an empty folder."""
+    made = Course(*map(tmp_path_factory.mktemp, ("quick", "code", "home", "tmp")))
+    made.run("quick")
+    return made
+
+
+@pytest.fixture(scope="session")
+def quick_runs(quick_course) -> Path:
+    """The folder of the results of the quick course."""
+    return quick_course.folder / "runs"
 
 
 @pytest.fixture

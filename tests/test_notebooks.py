@@ -16,14 +16,6 @@ from helpers import cohort, runner
 every_notebook = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 
 
-@pytest.fixture(scope="session")
-def quick_runs(tmp_path_factory):
-    """One quick course on the phantom, in order; the folder of its results."""
-    folder = tmp_path_factory.mktemp("quick")
-    runner.run_course("phantom", "quick", 0, folder / "data", folder / "runs")
-    return folder / "runs"
-
-
 def results(runs, number):
     (path,) = runs.glob(f"{number}_*/results.json")
     return json.loads(path.read_text())
