@@ -25,12 +25,12 @@ def pytest_configure(config):
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     """Count the cases of each line of the table, before any test is deselected."""
-    counted = config.stash.setdefault(FAULTS, {})
+    counted = config.stash.setdefault(FAULTS, {"files": set(), "lines": {}})
     for item in items:
+        counted["files"].add(item.path.name)
         if mark := item.get_closest_marker("faults"):
-            section, what = mark.args
             cases = mark.kwargs.get("cases", 1)
-            counted[section, what] = counted.get((section, what), 0) + cases
+            counted["lines"][mark.args] = counted["lines"].get(mark.args, 0) + cases
 
 
 @pytest.fixture(scope="session")

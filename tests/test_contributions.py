@@ -9,6 +9,7 @@ import numpy as np
 import openpyxl
 import pandas as pd
 import pytest
+from fault_marks import MERGE
 from PIL import Image
 
 from helpers.contributions import ContributionError, check_contribution
@@ -398,6 +399,7 @@ class Crash(BaseException):
     """Nothing in the code under test may catch it."""
 
 
+@MERGE()
 @pytest.mark.parametrize("n_calls", range(8))
 def test_a_crash_leaves_the_copy_as_it_was_or_is_finished_later(
     n_calls, root, offer, collection, monkeypatch

@@ -14,6 +14,7 @@ import numpy as np
 import openpyxl
 import pandas as pd
 import pytest
+from fault_marks import CONNECTIONS, DAMAGED, REFUSALS, UNSAFE, WRONG
 from local_server import LocalServer
 from PIL import Image
 
@@ -227,6 +228,7 @@ def member(name, kind=0o100644):
     return info
 
 
+@UNSAFE()
 @pytest.mark.parametrize(
     "extra, words",
     [
@@ -245,6 +247,7 @@ def test_unsafe_archive(root, extra, words):
     refusal(root, "CT_COVID.zip", words)
 
 
+@DAMAGED()
 def test_encrypted_member(root):
     path = root / COVID_ZIP
     data = bytearray(path.read_bytes())
@@ -254,6 +257,7 @@ def test_encrypted_member(root):
     refusal(root, "CT_COVID.zip", "lancet%0.png' is encrypted")
 
 
+@DAMAGED(2)
 def test_truncated_and_foreign_archive(root):
     path = root / COVID_ZIP
     data = path.read_bytes()
@@ -262,6 +266,7 @@ def test_truncated_and_foreign_archive(root):
         refusal(root, "CT_COVID.zip", "cannot be read", "delete it and download it again")
 
 
+@DAMAGED()
 def test_bad_crc_is_found_when_the_image_is_read(root):
     path = root / COVID_ZIP
     large = ("CT_COVID/" + POSITIVE[0], picture(0, size=(150, 150)))
@@ -310,6 +315,7 @@ def test_image_cut_off(root):
         refusal(root, "CT_COVID.zip", "a/lancet%0.png cannot be read", read=read)
 
 
+@UNSAFE()
 def test_member_that_claims_too_much(root, monkeypatch):
     monkeypatch.setattr(covid_ct, "MAX_BYTES", 300)
     write_zip(root / COVID_ZIP, [*positive_members(), ("CT_COVID/big.png", bytes(301))])
@@ -488,6 +494,7 @@ def test_download_and_second_call(server, fetch, root, tmp_path, monkeypatch):
         fetch()
 
 
+@CONNECTIONS()
 def test_cut_connections_are_continued(server, fetch, root, tmp_path):
     name = f"master/{COVID_ZIP}"
     server.faults[name] = [{"cut": 200}, {"status": 503}, {"cut": 100}]
@@ -511,6 +518,7 @@ def test_damaged_file_is_fetched_again_and_kept_aside(server, fetch, root, tmp_p
     assert asked == sorted([f"master/{OTHER_ZIP}", f"master/{TRAIN}"])
 
 
+@WRONG()
 @pytest.mark.parametrize("file", [COVID_ZIP, TRAIN, XLSX, CSV])
 def test_page_instead_of_a_file(server, fetch, tmp_path, file):
     server.faults[f"master/{file}"] = [{"html": b"<html>sign in</html>"}]
@@ -520,6 +528,7 @@ def test_page_instead_of_a_file(server, fetch, tmp_path, file):
     assert fetch() and (tmp_path / "new" / file).exists()
 
 
+@WRONG()
 @pytest.mark.parametrize("file", [COVID_ZIP, TRAIN, XLSX, CSV])
 def test_page_without_its_content_type_is_refused_too(server, fetch, tmp_path, file):
     good = server.files[f"master/{file}"]
@@ -533,6 +542,7 @@ def test_page_without_its_content_type_is_refused_too(server, fetch, tmp_path, f
     fetch()
 
 
+@REFUSALS()
 def test_address_that_is_gone(server, fetch, tmp_path):
     del server.files[f"master/{XLSX}"]
     with pytest.raises(DownloadError, match="404.*place the file by hand: .*MetaInfo.xlsx"):

@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from fault_marks import CONNECTIONS, DAMAGED, ONCE, REFUSALS, UNSAFE, WRONG
 from local_server import LocalServer
 
 from helpers import downloads
@@ -61,6 +62,7 @@ def test_fetch_checks_and_returns_at_once_when_there(server, fetch):
     assert len(server.requests) == 2
 
 
+@CONNECTIONS()
 @pytest.mark.parametrize("fault", ["cut", "stall"])
 def test_broken_connection_is_continued_where_it_broke(server, fetch, fault):
     server.faults["a.zip"] = [{fault: 1_000_000}, {fault: 500_000}]
@@ -73,6 +75,7 @@ def test_broken_connection_is_continued_where_it_broke(server, fetch, fault):
     assert 500_000 - (1 << 16) <= offsets[1] - offsets[0] <= 500_000
 
 
+@CONNECTIONS()
 def test_a_later_call_continues_the_part_file(server, fetch, tmp_path):
     server.faults["a.zip"] = [{"cut": 700_000}]
     with pytest.raises(DownloadError, match="failed at 700,000 bytes"):
@@ -82,12 +85,14 @@ def test_a_later_call_continues_the_part_file(server, fetch, tmp_path):
     assert ranges(server) == [None, "bytes=700000-"]
 
 
+@CONNECTIONS()
 def test_more_cuts_than_attempts_are_survived_while_it_gains(server, fetch):
     server.faults["a.zip"] = [{"cut": 1 << 20}] * 2
     assert fetch(attempts=2).read_bytes() == CONTENT
     assert len(server.requests) == 3
 
 
+@CONNECTIONS()
 def test_no_gain_gives_up(server, fetch):
     server.faults["a.zip"] = [{"cut": 1000}] * 9
     with pytest.raises(DownloadError):
@@ -95,24 +100,28 @@ def test_no_gain_gives_up(server, fetch):
     assert len(server.requests) == 3
 
 
+@CONNECTIONS()
 def test_server_without_ranges_starts_again(server, fetch):
     server.faults["a.zip"] = [{"cut": 600_000}, {"ignore_range": True}]
     assert fetch().read_bytes() == CONTENT
     assert ranges(server)[1] == "bytes=600000-"
 
 
+@CONNECTIONS()
 def test_server_without_validator_is_not_spliced(server, fetch):
     server.faults["a.zip"] = [{"cut": 600_000, "etag": ""}]
     assert fetch().read_bytes() == CONTENT
     assert ranges(server) == [None, None]
 
 
+@CONNECTIONS()
 def test_wrong_content_range_is_not_spliced(server, fetch):
     server.faults["a.zip"] = [{"cut": 600_000}, {"range_start": 599_000}]
     assert fetch().read_bytes() == CONTENT
     assert ranges(server) == [None, "bytes=600000-", None]
 
 
+@CONNECTIONS()
 @pytest.mark.parametrize("ignore_if_range", [False, True])
 def test_file_that_changes_between_attempts_is_not_spliced(server, fetch, ignore_if_range):
     other = b"PK" + CONTENT[2:][::-1]
@@ -123,6 +132,7 @@ def test_file_that_changes_between_attempts_is_not_spliced(server, fetch, ignore
     assert len(server.requests) == (3 if ignore_if_range else 2)
 
 
+@CONNECTIONS()
 def test_part_file_past_the_end_is_dropped(server, fetch, tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
@@ -133,6 +143,7 @@ def test_part_file_past_the_end_is_dropped(server, fetch, tmp_path):
     assert ranges(server) == [f"bytes={len(CONTENT) + 4}-", None]
 
 
+@CONNECTIONS()
 def test_complete_part_file_needs_no_request(server, fetch, tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
@@ -142,6 +153,7 @@ def test_complete_part_file_needs_no_request(server, fetch, tmp_path):
     assert server.requests == []
 
 
+@REFUSALS(4)
 def test_busy_server_is_asked_again_after_the_pause_it_names(server, fetch, monkeypatch):
     pauses = []
     monkeypatch.setattr(downloads.time, "sleep", pauses.append)
@@ -155,6 +167,7 @@ def test_busy_server_is_asked_again_after_the_pause_it_names(server, fetch, monk
     assert pauses == [7.0, downloads.MAX_PAUSE, 4.0, 8.0]
 
 
+@REFUSALS()
 @pytest.mark.parametrize("status", [404, 403, 410])
 def test_dead_address_is_one_clear_line(server, fetch, tmp_path, status):
     server.faults["a.zip"] = [{"status": status}] * 3
@@ -169,6 +182,7 @@ def test_dead_address_is_one_clear_line(server, fetch, tmp_path, status):
     assert not (tmp_path / "data" / "a.zip").exists()
 
 
+@REFUSALS()
 def test_nobody_listens(tmp_path):
     site = LocalServer()
     site.close()
@@ -176,6 +190,7 @@ def test_nobody_listens(tmp_path):
         download(f"{site.url}/a.zip", tmp_path / "a.zip", attempts=2, **QUICK)
 
 
+@REFUSALS(3)
 def test_redirects(server, fetch):
     server.files["b.zip"] = CONTENT
     server.faults["a.zip"] = [{"redirect": "/b.zip"}]
@@ -189,6 +204,7 @@ def test_redirects(server, fetch):
         fetch(size=2)
 
 
+@REFUSALS()
 @pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://example.org/a.zip", "a.zip"])
 def test_other_schemes_are_refused(tmp_path, url):
     with pytest.raises(DownloadError, match="http or https"):
@@ -196,6 +212,7 @@ def test_other_schemes_are_refused(tmp_path, url):
     assert list(tmp_path.iterdir()) == []
 
 
+@WRONG(2)
 def test_wrong_size_and_hash_leave_no_file(server, fetch, tmp_path):
     with pytest.raises(DownloadError, match=rf"{len(CONTENT):,} bytes instead of 17"):
         fetch(size=17)
@@ -205,6 +222,7 @@ def test_wrong_size_and_hash_leave_no_file(server, fetch, tmp_path):
     assert fetch().read_bytes() == CONTENT
 
 
+@WRONG(3)
 def test_web_page_instead_of_the_file_is_refused(server, tmp_path):
     page = b"<html>log in first</html>"
     server.faults["a.csv"] = [{"html": page}]
@@ -219,6 +237,7 @@ def test_web_page_instead_of_the_file_is_refused(server, tmp_path):
     assert (tmp_path / "good.nii.gz").read_bytes() == b"\x1f\x8bdata"
 
 
+@WRONG()
 def test_disk_space_counts_what_is_already_there(server, fetch, monkeypatch):
     server.faults["a.zip"] = [{"cut": 1_000_000}]
     with pytest.raises(DownloadError):
@@ -232,6 +251,7 @@ def test_disk_space_counts_what_is_already_there(server, fetch, monkeypatch):
     assert fetch().read_bytes() == CONTENT
 
 
+@ONCE()
 def test_threads_that_want_the_same_file_fetch_it_once(server, fetch):
     got = []
     threads = [threading.Thread(target=lambda: got.append(fetch())) for _ in range(4)]
@@ -243,6 +263,7 @@ def test_threads_that_want_the_same_file_fetch_it_once(server, fetch):
     assert len(server.requests) == 1
 
 
+@ONCE()
 def test_processes_that_want_the_same_file_fetch_it_once(server, tmp_path):
     server.faults["a.zip"] = [{"stall": 1_000_000, "seconds": 1.0}]
     code = (
@@ -288,6 +309,7 @@ def test_unpack_all_and_again(tmp_path):
     assert sorted(files) == sorted(paths)
 
 
+@UNSAFE(2)
 def test_unpack_chosen_members(tmp_path):
     archive = make_zip(tmp_path / "a.zip", [("x/1", b"one"), ("../2", b"two")])
     assert unpack_zip(archive, tmp_path / "names", ["x/1"]) == [tmp_path / "names" / "x" / "1"]
@@ -325,6 +347,7 @@ BAD_MEMBERS = {
 }
 
 
+@UNSAFE()
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("kind", BAD_MEMBERS)
 def test_unsafe_archive_is_refused_before_anything_is_written(tmp_path, kind):
@@ -336,6 +359,7 @@ def test_unsafe_archive_is_refused_before_anything_is_written(tmp_path, kind):
     assert list(tmp_path.iterdir()) == [archive]
 
 
+@UNSAFE(2)
 def test_limits_of_size(tmp_path, monkeypatch):
     archive = make_zip(tmp_path / "a.zip", [("a", bytes(5_000_000))])
     with pytest.raises(ArchiveError, match="5,000,000 bytes"):
@@ -348,6 +372,7 @@ def test_limits_of_size(tmp_path, monkeypatch):
     assert unpack_zip(archive, tmp_path / "out", max_bytes=5_000_000)[0].stat().st_size == 5_000_000
 
 
+@DAMAGED()
 def test_member_larger_than_it_says(tmp_path):
     archive = make_zip(tmp_path / "a.zip", [("a", bytes(3_000_000))])
     content = archive.read_bytes()
@@ -359,6 +384,7 @@ def test_member_larger_than_it_says(tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@DAMAGED()
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_damaged_archives_are_one_line_and_leave_no_file(tmp_path, method):
     text = " ".join(map(str, range(1500))).encode()
@@ -386,6 +412,7 @@ def test_damaged_archives_are_one_line_and_leave_no_file(tmp_path, method):
     assert n_refused > 0.9 * len(damaged)
 
 
+@DAMAGED(2)
 def test_encrypted_and_missing_archives(tmp_path):
     archive = make_zip(tmp_path / "a.zip", [("a", b"secret")])
     content = bytearray(archive.read_bytes())

@@ -10,6 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from fault_marks import MISMATCH
 from interrupted import LABELS, TRAIN, VALIDATION
 from torch import nn
 
@@ -155,7 +156,7 @@ CHANGES = {
 }
 
 
-@pytest.mark.faults("Checkpoints and results", "a checkpoint that lacks or mismatches something")
+@MISMATCH()
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_checkpoint_that_does_not_fit_is_refused_and_stays(state, tmp_path, change):
     changed = copy.deepcopy(state)

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fault_marks import FULL
 from local_server import LocalServer
 from PIL import Image
 from test_faults_interruptions import files
@@ -33,7 +34,7 @@ from helpers import (
 )
 from helpers.files import write_whole
 
-pytestmark = pytest.mark.faults("Interruptions", "the disk is full")
+pytestmark = FULL()
 MEGABYTE = 1 << 20
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import interrupted
 import numpy as np
 import pytest
+from fault_marks import TWO
 from jupyter_client.manager import start_new_kernel
 from test_faults_interruptions import assert_same_run, files
 
 from helpers import cohort, phantom
 from helpers.runner import ROOT
 
-TWO = pytest.mark.faults("Interruptions", "two processes make the same thing at once")
 CTRL_C = pytest.mark.faults("Interruptions", "Ctrl-C in a notebook")
 PATIENCE = 120
 
@@ -36,7 +36,7 @@ def studies(tmp_path_factory):
     return root
 
 
-@TWO
+@TWO()
 @pytest.mark.xfail(reason="helpers/cohort.py removes its folder of rows twice", strict=False)
 @pytest.mark.parametrize("number", range(5))
 def test_two_make_one_cache(killer, studies, tmp_path, number):
@@ -46,7 +46,7 @@ def test_two_make_one_cache(killer, studies, tmp_path, number):
     assert files(tmp_path / "both") == files(tmp_path / "alone")
 
 
-@TWO
+@TWO()
 @pytest.mark.parametrize("number", range(3))
 def test_two_make_one_phantom(killer, tmp_path, number):
     interrupted.make_phantom(tmp_path / "alone", 1)
@@ -60,7 +60,7 @@ def test_two_make_one_phantom(killer, tmp_path, number):
     assert tables[0].equals(tables[1])
 
 
-@TWO
+@TWO()
 def test_two_unpack_one_archive_and_copy_one_folder(killer, tmp_path):
     source = tmp_path / "source"
     (source / "a").mkdir(parents=True)

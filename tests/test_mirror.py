@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fault_marks import MIRROR, TWO
 
 from helpers import course, downloads, mirror, phantom
 from helpers.mirror import MirrorError, keep, restore
@@ -194,6 +195,7 @@ def test_what_a_killed_process_left_is_removed_after_a_day(folder, drive):
     assert not old.exists() and young.exists()
 
 
+@MIRROR()
 @pytest.mark.parametrize("left", [0.0, 0.001, 0.5, 0.75])
 def test_a_tar_that_is_cut_off_is_refused(folder, drive, left):
     archive = keep(folder, drive)
@@ -232,6 +234,7 @@ def link(name, target, kind=tarfile.SYMTYPE):
     return name, info
 
 
+@MIRROR(9)
 def test_a_hostile_tar_writes_nothing(tmp_path, drive):
     outside = tmp_path / "data" / "evil"
     tars = {
@@ -260,6 +263,7 @@ def test_a_hostile_tar_writes_nothing(tmp_path, drive):
     assert restore(tmp_path / "data" / "good", drive), f"{good} is as keep makes it"
 
 
+@MIRROR(2)
 def test_a_foreign_file_is_neither_unpacked_nor_replaced(folder, drive):
     archive = drive / "cohort.tar"
     with tarfile.open(archive, "w") as tar:
@@ -322,6 +326,7 @@ def test_a_folder_that_changes_meanwhile_is_packed_again_or_refused(folder, driv
     assert no_temporary_files(folder.parent, drive)
 
 
+@TWO()
 def test_two_at_once_do_not_harm_each_other(folder, drive, monkeypatch):
     before = kept(folder)
 

@@ -12,6 +12,7 @@ import zipfile
 
 import pandas as pd
 import pytest
+from fault_marks import CONNECTIONS, DAMAGED, ONCE, REFUSALS
 from local_server import LocalServer
 
 from helpers import downloads, mosmed
@@ -144,6 +145,7 @@ def test_whole_categories_of_the_learner_are_not_fetched_again(server, fetch, tm
     assert [path for path, _ in server.requests] == ["v0.2/CT-23.zip"]
 
 
+@CONNECTIONS()
 def test_cut_download_and_kept_archives(server, fetch, tmp_path):
     name = "v0.2/CT-0.zip"
     server.faults[name] = [{"cut": 200}, {"status": 500}]
@@ -166,6 +168,7 @@ def test_archive_placed_by_hand_is_used(server, fetch, tmp_path):
     assert server.requests == []
 
 
+@REFUSALS()
 def test_dead_address_says_where_to_put_the_file(server, fetch, tmp_path):
     server.files.clear()
     with pytest.raises(DownloadError, match="404.*place the file by hand: .*mosmed.CT-0.zip"):
@@ -173,6 +176,7 @@ def test_dead_address_says_where_to_put_the_file(server, fetch, tmp_path):
     assert not (tmp_path / "mosmed" / "studies").exists()
 
 
+@DAMAGED(2)
 def test_archive_without_studies_or_damaged_is_an_error(server, fetch, monkeypatch):
     for content in (zip_bytes({"CT-0/readme.txt": b"x"}), release_zip("CT-0.zip")[:-40]):
         server.files["v0.2/CT-0.zip"] = content
@@ -219,6 +223,7 @@ def test_disk_space_takes_off_what_is_there(server, fetch, tmp_path, monkeypatch
     assert fetch().count("present") == 6
 
 
+@ONCE()
 def test_two_at_once_fetch_once(server, fetch):
     reports = []
     threads = [threading.Thread(target=lambda: reports.append(fetch())) for _ in range(2)]

@@ -19,6 +19,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from fault_marks import BAD, COHORT, ODD
 
 from helpers import cohort, volumes
 from helpers.fast import preprocess_fast
@@ -202,6 +203,7 @@ ROUNDING = {"u1 with a slope": 3.5, "i1 with a slope": 3.5, "slope of 2.5": 1.75
 ROUNDING["slope with fractions"] = 1.25
 
 
+@ODD()
 @pytest.mark.parametrize("kind", READ)
 def test_odd_but_sound_files_read_like_their_twin(tmp_path, caplog, kind):
     path = READ[kind](tmp_path)
@@ -223,6 +225,7 @@ ORIENTATIONS = [
 ]
 
 
+@ODD()
 @pytest.mark.parametrize("codes", ORIENTATIONS)
 def test_every_orientation_reads_like_its_twin(tmp_path, codes):
     study = read_study(write(tmp_path, codes=codes))
@@ -231,12 +234,14 @@ def test_every_orientation_reads_like_its_twin(tmp_path, codes):
     np.testing.assert_array_equal(study.hu, clean())
 
 
+@ODD()
 def test_a_missing_affine_is_said_and_taken_as_las(tmp_path):
     with pytest.warns(UserWarning, match=r"study_0001\.nii\.gz: no affine"):
         study = read_study(write(tmp_path, sform_code=0))
     np.testing.assert_array_equal(study.hu, clean())
 
 
+@ODD()
 @pytest.mark.parametrize("padding", [-1024, -2000, -2048, -3024, -32768])
 @pytest.mark.parametrize("dtype", ["i2", "f4"])
 def test_padding_outside_the_field_of_view_is_kept(tmp_path, padding, dtype):
@@ -245,6 +250,7 @@ def test_padding_outside_the_field_of_view_is_kept(tmp_path, padding, dtype):
     np.testing.assert_array_equal(read_study(write(tmp_path, hu, dtype=dtype)).hu, hu)
 
 
+@ODD()
 @pytest.mark.parametrize("value", [NAN, math.inf, -math.inf])
 @pytest.mark.parametrize("dtype", ["f4", "f8", ">f4"])
 def test_voxels_without_a_value_become_air_and_are_counted(tmp_path, value, dtype):
@@ -489,6 +495,7 @@ def refusal(path):
     return error.reason
 
 
+@BAD()
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_is_no_usable_study_is_refused_in_one_line(tmp_path, caplog, kind):
     make, reason = REFUSED[kind]
@@ -502,6 +509,7 @@ def test_what_is_no_usable_study_is_refused_in_one_line(tmp_path, caplog, kind):
     assert peak < 8 << 20, "what the header claims is not yet asked of the memory"
 
 
+@BAD(4)
 def test_a_folder_and_what_is_not_there_are_refused(tmp_path):
     (tmp_path / "folder.nii.gz").mkdir()
     (tmp_path / "gone.nii.gz").symlink_to(tmp_path / "nowhere.nii.gz")
@@ -511,12 +519,14 @@ def test_a_folder_and_what_is_not_there_are_refused(tmp_path):
         assert "does not exist" in refusal(tmp_path / f"{name}.nii.gz")
 
 
+@BAD()
 def test_a_name_with_a_line_break_is_still_one_line(tmp_path):
     with pytest.raises(UnreadableStudy) as caught:
         read_study(tmp_path / "study\n0001.nii.gz")
     assert len(str(caught.value).splitlines()) == 1
 
 
+@BAD()
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no fifos")
 @pytest.mark.parametrize("part", ["the study", "its .img"])
 def test_a_fifo_is_refused_and_not_waited_for(tmp_path, part):
@@ -531,6 +541,7 @@ def test_a_fifo_is_refused_and_not_waited_for(tmp_path, part):
     assert said and re.search(r"no regular file|no file study_0001\.img", said[0])
 
 
+@BAD()
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="this system has no POSIX permissions")
 @pytest.mark.parametrize("closed", ["file", "folder"])
 def test_a_file_without_permission_is_refused(closed):
@@ -576,6 +587,7 @@ def build(root, **options):
     )
 
 
+@COHORT()
 def test_a_cohort_lists_every_bad_study_and_goes_on_only_when_asked(mixed_cohort):
     root, bad = mixed_cohort
     assert len(bad) > 50
@@ -596,6 +608,7 @@ def test_a_cohort_lists_every_bad_study_and_goes_on_only_when_asked(mixed_cohort
         np.testing.assert_array_equal(cache.volumes[row], preprocess_fast(path, (8, 12, 12)))
 
 
+@COHORT()
 def test_a_cohort_without_a_sound_study_is_refused_even_when_asked_to_skip(tmp_path):
     folder = tmp_path / "studies" / "CT-0"
     folder.mkdir(parents=True)

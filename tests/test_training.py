@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fault_marks import FULL, MISMATCH
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
@@ -233,6 +234,7 @@ def test_an_interrupt_within_an_epoch_leaves_the_last_finished_one(volumes, tmp_
     assert len(train(volumes, tmp_path)) == 4
 
 
+@FULL()
 def test_a_failed_write_leaves_the_old_checkpoint(volumes, tmp_path, monkeypatch):
     train(volumes, tmp_path, max_epochs_this_call=2)
     before = [(tmp_path / name).read_bytes() for name in ("best.pt", "last.pt", "history.csv")]
@@ -495,6 +497,7 @@ def broken_files(good: bytes) -> dict[str, bytes]:
     }
 
 
+@MISMATCH(7)
 def test_unusable_checkpoints_are_refused_in_one_line(volumes, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     train(volumes, tmp_path / "run", epochs=1)
@@ -513,6 +516,7 @@ def test_unusable_checkpoints_are_refused_in_one_line(volumes, tmp_path, monkeyp
         load_model(make(), tmp_path / "none.pt", "cpu")
 
 
+@MISMATCH(2)
 def test_weights_of_another_network_are_refused_by_name(volumes, tmp_path):
     train(volumes, tmp_path, epochs=1)
     torch.manual_seed(0)
