@@ -54,7 +54,8 @@ def open_image(path: Path) -> nib.Nifti1Pair:
         header, n_bytes = read_header(path)
         check_header(path, header, n_bytes)
         check_comments(path, header)
-        image = nib.load(path)
+        with np.errstate(all="ignore"):  # what is no number is refused below
+            image = nib.load(path)
     except UnreadableStudy:
         raise
     except nib.filebasedimages.ImageFileError:

@@ -49,7 +49,8 @@ def train(volumes, folder, epochs=5):
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = models.BiLSTMClassifier(models.SliceEncoder(width=8, features=16), hidden=8)
+    # 4 MB a checkpoint, so that much of the time it is being written
+    model = models.BiLSTMClassifier(models.SliceEncoder(width=8, features=16), hidden=256)
     scans = np.load(volumes, mmap_mode="r")
     options = {"epochs": epochs, "batch_size": 5, "device": "cpu"}
     training.fit(model, scans, LABELS, TRAIN, VALIDATION, folder, **options)

@@ -385,7 +385,9 @@ def test_member_larger_than_it_says(tmp_path):
 
 
 @DAMAGED()
-@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize(
+    "method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+)
 def test_damaged_archives_are_one_line_and_leave_no_file(tmp_path, method):
     text = " ".join(map(str, range(1500))).encode()
     good = make_zip(tmp_path / "good.zip", [("a", os.urandom(9000)), ("b", text)], method)

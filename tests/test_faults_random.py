@@ -30,6 +30,7 @@ from helpers import checkpoints, covid_ct, covid_phantom, mirror
 from helpers.downloads import ArchiveError, DownloadError, unpack_zip
 from helpers.volumes import UnreadableStudy, read_study
 
+OUTSIDE = Path(tempfile.gettempdir()) / "written-outside"
 MEMORY = 256 << 20  # bytes more than are in use already
 
 
@@ -71,6 +72,7 @@ def sandbox():
         folder.mkdir(parents=True)
         with little_memory():
             yield folder
+        assert not OUTSIDE.exists()
         assert [path.name for path in Path(name).iterdir()] == ["a"]
         assert [path.name for path in (Path(name) / "a").iterdir()] == ["b"]
 
@@ -229,7 +231,9 @@ def test_a_header_changed_at_random_is_read_truly_or_refused(study, header_edits
             except UnreadableStudy as error:
                 assert refused(error)
                 hu = None
-        assert all(str(path) in str(line.message) for line in said), [x.message for x in said]
+        # NumPy says it where a slope is so large that voxels become infinite, which are counted
+        said = [str(line.message) for line in said if "overflow encountered" not in str(line)]
+        assert all(str(path) in line for line in said), said
     if hu is not None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # numbers beyond what float32 holds
@@ -289,7 +293,17 @@ def test_random_bytes_are_refused(start, content, name, is_packed):
 NASTY = ["..", "../x", "a/../../x", "/x", "//x", "C:/x", "C:x", "a\\..\\..\\x", "./x", "a//b", "a/"]
 NASTY += ["a/./b", "~/x", "%2e%2e/x", "71%0.jpg", "A", "a", "\u00e9", "e\u0301", "\u212a", "k", "K"]
 NASTY += ["stra\u00dfe", "STRASSE", "a.", "a ", " ", ".", "a/b", "a/B", "CON", "x" * 300, "снимок"]
-names = st.one_of(st.sampled_from(NASTY), st.text("abAB./\\:% \u00e9\u0301\u202e", max_size=9))
+
+
+def harmless(name):
+    """An absolute name leads to a place that is looked at, and harms nothing if it is written."""
+    plain = name.lstrip("/").replace("..", "b")
+    return f"{OUTSIDE}/{plain}" if name.startswith("/") else name
+
+
+names = st.one_of(st.sampled_from(NASTY), st.text("abAB./\\:% \u00e9\u0301\u202e", max_size=9)).map(
+    harmless
+)
 KINDS = [0, stat.S_IFREG, stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK]
 METHODS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
 contents = st.one_of(st.binary(max_size=300), st.sampled_from([200_000, 10**6]).map(bytes))
@@ -426,6 +440,7 @@ def test_a_tar_at_random_writes_nothing_outside(listed):
         else:
             assert not [path for path in target.rglob("*") if path.is_symlink()]
         assert sorted(path.name for path in folder.iterdir()) in (["data", "drive"], ["drive"])
+        assert {path.name for path in (folder / "data").glob("*")} <= {"cohort", ".cohort.lock"}
 
 
 @pytest.fixture(scope="module")

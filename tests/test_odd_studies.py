@@ -378,6 +378,11 @@ def with_twice_the_voxels(content):
     return gzip.compress(with_twice_the_voxels_plain(gzip.decompress(content)))
 
 
+def with_a_signalling_nan(content):
+    """In the last number of srow_z, of which NumPy warns when it is made longer."""
+    return content[:324] + b"\0\0\x81\x7f" + content[328:]
+
+
 HTML = b"<!DOCTYPE html>\n<html><head><title>404</title></head></html>\n"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 9\n"
 TERA = (30000, 30000, 30000)
@@ -452,6 +457,7 @@ REFUSED = {
     "spacing 1000 mm": (spaced(0.9, 0.7, 1000), "spacing"),
     "spacing 1000 mm in the affine": (sform(z=(0, 0, 1000, 0)), "spacing"),
     "spacing in metres": (spaced(0.0009, 0.0007, 0.002), "spacing"),
+    "affine of signalling NaN": (damaged(with_a_signalling_nan, name="s.nii"), "affine"),
     "affine NaN": (sform(x=(NAN, 0, 0, 0)), "affine"),
     "affine of zeros": (sform(x=(0, 0, 0, 0), y=(0, 0, 0, 0), z=(0, 0, 0, 0)), "affine"),
     "affine with two like axes": (sform(y=(0.9, 0, 0, 0), x=(0.9, 0, 0, 0)), "affine"),
