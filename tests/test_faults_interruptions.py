@@ -210,30 +210,37 @@ def mirrored(killer, tmp_path_factory):
         path = root / "cohort" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(os.urandom(400_000))
-    seconds = []
     for drive in ("warm", "drive"):
-        seconds = [killer.finish(interrupted.keep, root / "cohort", root / drive)]
-    for copy in ("warm", "copy"):
+        kept = killer.finish(interrupted.keep, root / "cohort", root / drive)
+    for copy in ("warm-copy", "copy"):
         target = root / copy / "cohort"
-        seconds[1:] = [killer.finish(interrupted.restore, target, root / "drive")]
+        restored = killer.finish(interrupted.restore, target, root / "drive")
     assert files(target) == files(root / "cohort")
-    return root, seconds
+    return root, kept, restored
 
 
 @killed("a folder is copied to its mirror, or back")
 @moments
 def test_a_killed_copy_to_the_mirror_is_made_again(share, mirrored, killer, tmp_path):
-    root, seconds = mirrored
+    root, seconds, _ = mirrored
     drive = tmp_path / "drive"
     drive.mkdir()
-    kill_in(drive, killer, share, seconds[0], interrupted.keep, root / "cohort", drive)
+    kill_in(drive, killer, share, seconds, interrupted.keep, root / "cohort", drive)
     drive.mkdir(exist_ok=True)
     archives = [path for path in drive.iterdir() if not path.name.startswith(".")]
     assert not archives or archives[0].stat().st_size == (root / "drive/cohort.tar").stat().st_size
     mirror.keep(root / "cohort", drive)
+    mirror.restore(tmp_path / "copy" / "cohort", drive)
+    assert files(tmp_path / "copy" / "cohort") == files(root / "cohort")
+
+
+@killed("a folder is copied to its mirror, or back")
+@moments
+def test_a_killed_copy_back_is_made_again(share, mirrored, killer, tmp_path):
+    root, _, seconds = mirrored
     target = tmp_path / "copy" / "cohort"
     target.parent.mkdir()
-    kill_in(target.parent, killer, share, seconds[1], interrupted.restore, target, drive)
+    kill_in(target.parent, killer, share, seconds, interrupted.restore, target, root / "drive")
     assert not target.exists() or files(target) == files(root / "cohort")
-    mirror.restore(target, drive)
+    mirror.restore(target, root / "drive")
     assert files(target) == files(root / "cohort")
