@@ -61,6 +61,17 @@ def test_two_make_one_phantom(killer, tmp_path, number):
 
 
 @TWO()
+@pytest.mark.parametrize("number", range(3))
+def test_two_write_the_same_results(killer, tmp_path, number):
+    interrupted.save_results(tmp_path)
+    running = [killer.start(interrupted.save_results, tmp_path) for _ in range(2)]
+    while any(process.is_alive() for process, _ in running):
+        values = interrupted.read_results(tmp_path)
+        assert len(values) == 20_000 and len(set(values)) == 1
+    assert [process.exitcode for process, _ in running] == [0, 0]
+
+
+@TWO()
 def test_two_unpack_one_archive_and_copy_one_folder(killer, tmp_path):
     source = tmp_path / "source"
     (source / "a").mkdir(parents=True)
