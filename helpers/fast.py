@@ -22,7 +22,7 @@ def preprocess_fast(study, size=(64, 256, 256), limits=(-1000, 400)):
     if not isinstance(study, Study):
         study = read_study(study)
     air = int(np.clip(np.floor(limits[0]), -32768, 32767))
-    hu = pad_to_square(study.hu, study.spacing, fill=air)
+    hu = pad_to_square(study.read_hu(), study.spacing, fill=air)
     planes, full = shrink_slices(hu, size[1:], limits)
     mixed = np.empty(size, dtype=np.uint8)
     for new, weights in zip(mixed, resampling_matrix(len(hu), size[0]), strict=True):

@@ -66,7 +66,11 @@ class Study:
     @cached_property
     def hu(self) -> np.ndarray:
         """The voxels in HU: int16, (D, H, W). UnreadableStudy if damaged or not in HU."""
-        return np.ascontiguousarray(_to_hu(self._read_voxels(), self.path), dtype=np.int16)
+        return np.ascontiguousarray(self.read_hu(), dtype=np.int16)
+
+    def read_hu(self) -> np.ndarray:
+        """As `hu`, but read anew, not kept, and in the file's own order in memory."""
+        return _to_hu(self._read_voxels(), self.path)
 
     def _read_voxels(self):
         """The voxels as stored, scaled, (D, H, W); UnreadableStudy if damaged."""
@@ -195,7 +199,7 @@ def _to_hu(voxels, path):
     if voxels.dtype.kind == "f":
         odd = ~np.isfinite(voxels)
         if odd.any():
-            warnings.warn(f"{path}: {odd.sum():,} voxels without a value set to air", stacklevel=4)
+            warnings.warn(f"{path}: {odd.sum():,} voxels without a value set to air", stacklevel=5)
             voxels = np.where(odd, AIR, voxels)
     low, high = voxels.min(), voxels.max()
     if low == high:
