@@ -166,8 +166,8 @@ def preprocess_cohort(
     """
     settings = "x".join(map(str, size)) + f"_hu{limits[0]:g}to{limits[1]:g}_v{CACHE_VERSION}"
     folder = Path(cache_dir) / settings
-    (folder / "rows").mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):
+        (folder / "rows").mkdir(parents=True, exist_ok=True)
         done = _finished(folder)
         done = {
             study.study: done[study.study]

@@ -25,7 +25,6 @@ from functools import partial
 
 import torch
 import torch.distributed as dist
-from filelock import FileLock
 from torch import nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -269,9 +268,7 @@ def run(chosen: argparse.Namespace) -> None:
 
     options = {name: getattr(chosen, name) for name in OPTIONS}
     options = {name: value for name, value in options.items() if value is not None}
-    os.makedirs(chosen.data_dir, exist_ok=True)
-    # what rank 0 has made the others find; two of them that look at once could disturb each other
-    with rank_0_first(), FileLock(os.path.join(chosen.data_dir, "prepare.lock")):
+    with rank_0_first():  # what it has made the others find
         data = course.prepare(chosen.dataset, chosen.profile, chosen.data_dir, chosen.seed)
     _, history = course.train(
         data, chosen.model, chosen.seed, chosen.runs_dir, on_epoch=tell, **options

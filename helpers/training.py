@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.profiler import record_function
@@ -283,6 +282,8 @@ def validation_loss_and_auc(
     logits: torch.Tensor, labels: torch.Tensor, weight: float
 ) -> tuple[float, float]:
     """What an epoch is judged by."""
+    from sklearn.metrics import roc_auc_score  # only here, since its import takes half a second
+
     return weighted_loss(logits, labels, weight).item(), float(roc_auc_score(labels, logits))
 
 

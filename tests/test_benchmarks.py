@@ -13,7 +13,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from tests.benchmarks import accuracy, training
+from helpers.volumes import preprocess, read_study
+from tests.benchmarks import accuracy, course, growth, preprocessing, training
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="the benchmarks measure memory in ways Windows does not have"
@@ -226,3 +227,69 @@ def test_runs_go_on_only_with_the_same_settings(tmp_path):
     other = results | {"settings": {"minutes": 2.0}}
     with pytest.raises(SystemExit, match="delete it"):
         accuracy.resumed(other, path)
+
+
+FOUND = {
+    "ours": {"one": [0.1, 0.2, 0.1], "all": 0.05, "memory": 2.0},
+    "MONAI": {"one": [0.6, 0.8, 0.5], "all": 0.4, "memory": None},
+    "unpacking alone, zlib": {"one": [0.2, 0.2, 0.2], "memory": 1.0},
+    "unpacking alone, isal": {"one": [0.05, 0.05, 0.08], "memory": 1.0},
+}
+
+
+def test_preprocessing_ratios_are_taken_round_by_round(capsys):
+    assert preprocessing.ratio(FOUND, "MONAI") == pytest.approx(5.0)
+    assert preprocessing.ratio(FOUND, "ours", "MONAI") == pytest.approx(0.2)
+    assert preprocessing.fastest_unpacking(FOUND) == "unpacking alone, isal"
+    lines = preprocessing.table(FOUND).splitlines()
+    assert lines[2].split() == ["MONAI", "600", "5.0", "400"]
+    assert lines[1].split()[-2:] == ["50", "2.0x"]
+    preprocessing.verdict(FOUND)
+    assert "ours takes 2.00 times as long as unpacking alone, isal: 50%" in capsys.readouterr().out
+
+
+def test_every_way_of_preprocessing_gives_a_volume_of_the_size(tmp_path):
+    import nibabel as nib
+
+    hu = np.random.default_rng(0).integers(-1200, 400, (96, 96, 12)).astype("i2")
+    path = tmp_path / "study.nii.gz"
+    nib.save(nib.Nifti1Image(hu, np.diag([-1, 1, 8, 1])), path)
+    for name in ("ours", "ours, as notebook 02 builds it"):
+        assert np.abs(preprocessing.WAYS[name](path) - preprocess(path).astype(int)).max() <= 1
+    for name, way in preprocessing.WAYS.items():
+        try:
+            volume = np.squeeze(np.asarray(way(path)))
+        except ImportError:
+            continue
+        assert sorted(volume.shape) == [64, 256, 256], name
+    for name, way in preprocessing.UNPACKING.items():
+        if "unpacking" in name:
+            try:
+                assert way(path).endswith(hu.tobytes(order="F")), name
+            except ImportError:
+                continue
+
+
+def test_growth_on_three_small_studies(tmp_path):
+    from helpers import phantom
+
+    phantom.make_cohort(tmp_path / "made", {"CT-0": 2}, 64, workers=1)
+    made = sorted((tmp_path / "made").glob("studies/*/*.nii.gz"))
+    (tmp_path / "root").mkdir()
+    found = growth.build(made, 3, tmp_path / "root")
+    assert found["studies"] == 3 and found["seconds"] > 0 and found["main_mb"] > 0
+    opened = growth.open_cache(tmp_path / "root")
+    assert opened["studies"] == 3
+    names = [path.name for path in sorted((tmp_path / "root").glob("studies/CT-0/*"))]
+    assert names == [f"study_{k:05}.nii.gz" for k in range(3)]
+    again = read_study(tmp_path / "root/studies/CT-0/study_00002.nii.gz").hu
+    np.testing.assert_array_equal(again, read_study(made[0]).hu)
+
+
+def test_seconds_of_cells():
+    cell = {"cell_type": "code", "source": ["\n", "x = 1\n"], "metadata": {}}
+    timed = cell | {"metadata": {"papermill": {"duration": 1.5}}}
+    assert course.cell_seconds({"cells": [cell, timed, timed | {"cell_type": "markdown"}]}) == [
+        (1.5, "x = 1")
+    ]
+    assert 0 <= course.import_seconds("import json") < 60

@@ -218,6 +218,20 @@ def test_any_executor_gives_the_same_cache(root):
     np.testing.assert_array_equal(alone.volumes, cache.volumes)
 
 
+def test_calls_at_the_same_moment_end_with_one_cache(root):
+    table = find_studies(root)
+    for attempt in range(10):
+        folder = root / f"attempt {attempt}"
+        with ThreadPoolExecutor(4) as threads:
+            jobs = [
+                threads.submit(preprocess_cohort, table, root, folder, SIZE, workers=1)
+                for _ in range(4)
+            ]
+        caches = [job.result() for job in jobs]
+        assert all(len(cache.volumes) == len(table) for cache in caches)
+        assert len(list(folder.glob("*/*volumes-*"))) == 1
+
+
 def test_a_killed_process_leaves_a_usable_folder(root):
     code = f"""
         import os, signal, threading, time
