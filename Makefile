@@ -7,7 +7,7 @@ PYTHON ?= python3
 COLAB_PYTHON ?= python3.13
 RUN = .venv/bin/python
 
-.PHONY: course test test-colab lab notebooks gifs repo-url lint clean
+.PHONY: course test test-colab benchmark lab notebooks gifs repo-url lint clean
 .DEFAULT_GOAL := course
 
 .venv/installed: requirements.txt
@@ -24,6 +24,22 @@ course: .venv/installed
 
 test: .venv/installed-dev
 	$(RUN) -m pytest
+
+.venv/installed-benchmarks: .venv/installed-dev tests/benchmarks/requirements.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r tests/benchmarks/requirements.txt
+	touch $@
+
+# Every table and figure of docs/speed.md, beside MONAI, TorchIO and the Keras recipe (two hours)
+benchmark: .venv/installed-benchmarks
+	mkdir -p runs/benchmarks
+	$(RUN) -m tests.benchmarks.preprocessing --json runs/benchmarks/preprocessing.json \
+		--figure runs/benchmarks/preprocessing.png
+	$(RUN) -m tests.benchmarks.growth --json runs/benchmarks/growth.json
+	$(RUN) -m tests.benchmarks.training --json runs/benchmarks/training.json
+	$(RUN) -m tests.benchmarks.accuracy --json runs/benchmarks/accuracy.json \
+		--figure runs/benchmarks/accuracy.png
+	$(RUN) -m tests.benchmarks.viewer
+	$(RUN) -m tests.benchmarks.course
 
 # The package versions of Google Colab, in an environment of their own (5 GB)
 .venv-colab/installed: tests/colab/constraints.txt tests/colab/requirements.txt

@@ -190,7 +190,7 @@ def preprocess_cohort(
 def _array_file(folder, lines) -> Path:
     """Named after what the array holds, so that an index can never belong to another array."""
     held = "\n".join(f"{line['study']} {line['sha1']}" for line in lines)
-    return folder / f"volumes-{hashlib.sha1(held.encode()).hexdigest()[:12]}.npy"
+    return folder / f"volumes-{hashlib.blake2b(held.encode(), digest_size=6).hexdigest()}.npy"
 
 
 def _finished(folder) -> dict[str, tuple]:

@@ -37,7 +37,6 @@ def studies(tmp_path_factory):
 
 
 @TWO()
-@pytest.mark.xfail(reason="helpers/cohort.py removes its folder of rows twice", strict=False)
 @pytest.mark.parametrize("number", range(5))
 def test_two_make_one_cache(killer, studies, tmp_path, number):
     interrupted.preprocess(studies, tmp_path / "alone")

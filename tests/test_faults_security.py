@@ -131,7 +131,6 @@ def test_jupyter_listens_on_this_machine_alone(lab):
 
 
 @security("what bandit finds in helpers/")
-@pytest.mark.xfail(reason="helpers/cohort.py: SHA-1 in a file's name", strict=False)
 def test_bandit_finds_nothing():
     done = subprocess.run(BANDIT, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
