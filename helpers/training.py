@@ -25,6 +25,7 @@ from helpers.checkpoints import (
     save_run,
     start_run,
 )
+from helpers.memory import check_memory
 from helpers.prediction import (
     Scans,
     autocast,
@@ -118,7 +119,8 @@ def fit(
     Returns one row an epoch: epoch (from 1), train_loss, validation_loss, validation_auc,
     learning_rate (of its last step), seconds. ValueError for unusable labels or changed
     settings, CheckpointError for a damaged last.pt, RuntimeError for a loss that is not finite.
-    ValueError, too, for a batch that has fewer scans than there are processes.
+    ValueError, too, for a batch that has fewer scans than there are processes; NotEnoughMemory,
+    before anything is trained, for one that cannot fit.
     """
     labels, train_rows = np.array(labels), np.array(train_rows)
     validation_rows = np.array(validation_rows)
@@ -145,6 +147,7 @@ def fit(
     distributed.check_shares(len(train_rows), len(validation_rows), batch_size)
     folder, used = Path(run_dir), pick_device(device)
     precision = pick_precision(used, precision)
+    check_memory(model, batch_size, volumes.shape[1:], used, precision)
     model.to(used)
     parts = {
         "model": model,

@@ -1,0 +1,93 @@
+"""What a training needs is asked before it starts."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from helpers import memory, training
+from helpers.models import BiLSTMClassifier, Keras3DCNN
+
+CPU = torch.device("cpu")
+SIZE = (16, 48, 48)
+
+
+def really_kept(model, shape):
+    """The same count on real numbers: every storage once, parameters left out."""
+    storages = {}
+
+    def note(tensor):
+        if not isinstance(tensor, nn.Parameter):
+            storages[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        model.train()(torch.zeros(shape))
+    return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
+
+
+@pytest.mark.parametrize("make", [BiLSTMClassifier, Keras3DCNN, lambda: BiLSTMClassifier(chunk=4)])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_what_is_kept_is_counted_without_computing(make, batch):
+    model = make()
+    counted = memory.bytes_kept(model, (batch, *SIZE))
+    assert counted == pytest.approx(really_kept(model, (batch, *SIZE)), rel=0.15)
+    assert next(model.parameters()).device.type == "cpu"
+
+
+def test_kept_grows_with_the_batch_and_shrinks_with_checkpointing():
+    one, four = (memory.bytes_kept(BiLSTMClassifier(), (n, *SIZE)) for n in (1, 4))
+    assert four == pytest.approx(4 * one, rel=0.15)
+    assert memory.bytes_kept(BiLSTMClassifier(checkpoint=True), (4, *SIZE)) < four / 2
+
+
+@pytest.fixture
+def tight(monkeypatch):
+    """Two scans fit, three do not."""
+    kept = memory.bytes_kept(Keras3DCNN(8), (1, *SIZE))
+    weights = 4 * sum(p.nbytes for p in Keras3DCNN(8).parameters())
+    free = int(weights + 2.5 * memory.PEAK * kept)
+    monkeypatch.setattr(memory, "free_memory", lambda device: free)
+
+
+def test_what_fits_passes_and_what_does_not_says_what_to_lower(tight):
+    memory.check_memory(Keras3DCNN(8), 2, SIZE, CPU)
+    with pytest.raises(memory.NotEnoughMemory, match="lower batch_size to 2") as refused:
+        memory.check_memory(Keras3DCNN(8), 3, SIZE, CPU)
+    assert len(str(refused.value).splitlines()) == 1
+    memory.check_memory(Keras3DCNN(8), 4, SIZE, CPU, "bf16")
+    with pytest.raises(memory.NotEnoughMemory, match="smaller volumes"):
+        memory.check_memory(Keras3DCNN(64), 1, (32, 96, 96), CPU)
+
+
+def test_training_is_refused_before_it_starts(tight, tmp_path):
+    volumes = np.zeros((6, *SIZE), np.uint8)
+    rows = np.arange(6)
+    arguments = (Keras3DCNN(8), volumes, rows % 2, rows, rows, tmp_path / "run")
+    with pytest.raises(memory.NotEnoughMemory, match="lower batch_size to 2"):
+        training.fit(*arguments, epochs=1, batch_size=6)
+    assert not (tmp_path / "run").exists()
+    assert len(training.fit(*arguments, epochs=1, batch_size=2)) == 1
+
+
+def test_a_network_that_needs_numbers_is_let_through(monkeypatch):
+    class Asks(nn.Module):
+        def forward(self, volumes):
+            return volumes.sum().item(), None
+
+    monkeypatch.setattr(memory, "free_memory", lambda device: 1)
+    memory.check_memory(Asks(), 2, SIZE, CPU)
+
+
+def test_free_memory_knows_the_limit_of_the_process():
+    resource = pytest.importorskip("resource")
+    psutil = pytest.importorskip("psutil")
+    free = memory.free_memory(CPU)
+    assert 0 < free <= psutil.virtual_memory().total
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    limit = psutil.Process().memory_info().vms + 100_000_000
+    resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
+    try:
+        assert memory.free_memory(CPU) <= 100_000_000
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
