@@ -41,6 +41,11 @@ def save_run(folder: Path, settings: dict, parts: dict, history: list[dict]) -> 
     if epochs_since_best(history) == 0:
         write_whole(folder / "best.pt", lambda file: file.write(packed.getbuffer()))
     write_whole(folder / "last.pt", lambda file: file.write(packed.getbuffer()))
+    write_history(folder, history)
+
+
+def write_history(folder: Path, history: list[dict]) -> None:
+    """Write history.csv, one row an epoch."""
     table = pd.DataFrame(history)
     write_whole(folder / "history.csv", lambda file: table.to_csv(file, index=False))
 
@@ -68,6 +73,9 @@ def start_run(folder: Path, settings: dict, parts: dict, resume: bool) -> list[d
             )
     load_weights(parts["model"], state, path)
     _load_optimizer(parts, state, path)
+    table = folder / "history.csv"
+    if not table.exists() or len(pd.read_csv(table)) != len(state["history"]):
+        write_history(folder, state["history"])  # the run stopped just before it did
     return state["history"]
 
 

@@ -265,6 +265,15 @@ def test_a_finished_run_returns_its_history_without_training(volumes, tmp_path, 
     assert [len(table) for table in shown] == [4]
 
 
+def test_a_history_that_a_killed_run_left_behind_is_written_again(volumes, tmp_path):
+    """The run stopped after last.pt of its last epoch and before history.csv."""
+    train(volumes, tmp_path)
+    whole = (tmp_path / "history.csv").read_bytes()
+    (tmp_path / "history.csv").write_bytes(whole[: whole.rstrip().rindex(b"\n") + 1])
+    train(volumes, tmp_path)
+    assert (tmp_path / "history.csv").read_bytes() == whole
+
+
 def test_resume_false_starts_again(volumes, tmp_path):
     first = train(volumes, tmp_path, seed=1)
     second = train(volumes, tmp_path, seed=2, resume=False, epochs=2)
