@@ -241,6 +241,10 @@ def unpack_zip(
 
 def _choose(source, members):
     """(member, path below the folder) of each wanted file; ArchiveError if one is not safe."""
+    source.fp.seek(-22 - len(source.comment), os.SEEK_END)
+    n_listed = int.from_bytes(source.fp.read(12)[10:], "little")  # in the end record
+    if n_listed not in (len(source.infolist()), 0xFFFF):
+        raise ArchiveError(f"lists {len(source.infolist())} of {n_listed} members")
     files = [info for info in source.infolist() if not info.filename.endswith("/")]
     place = members
     if not callable(members):

@@ -12,6 +12,7 @@ import os
 import warnings
 import zlib
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 
 import nibabel as nib
@@ -206,9 +207,9 @@ def _to_hu(voxels, path):
         reason = f"has the value {low:g} in every voxel"
         raise UnreadableStudy(path, reason, "convert the original CT again")
     above, below = max(low, AIR_RANGE[0]), AIR_RANGE[1]
-    # slice by slice, so that what is compared stays in the processor's cache
-    n_air = sum(np.count_nonzero((part > above) & (part < below)) for part in voxels)
-    if n_air < 0.01 * voxels.size:
+    # slice by slice, to the first ones that hold enough
+    counts = (np.count_nonzero((part > above) & (part < below)) for part in voxels)
+    if not any(n_air >= 0.01 * voxels.size for n_air in accumulate(counts)):
         raise UnreadableStudy(
             path,
             f"has no air (values {low:g} to {high:g}): these are {_scale(low, high)}, "

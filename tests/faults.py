@@ -23,7 +23,7 @@ BANDIT = [sys.executable, "-m", "bandit", "--quiet", "--recursive", "helpers"]
 PIP_AUDIT = [sys.executable, "-m", "pip_audit", "--format=json", "--progress-spinner=off"]
 PIP_AUDIT += ["--skip-editable"]
 ORDER = ["Bad studies", "Downloads", "Archives", "Interruptions", "Checkpoints and results"]
-ORDER += ["Random changes", "Security"]
+ORDER += ["Memory", "Random changes", "Security"]
 HEAD = "| | what was tried | cases | result |\n|---|---|---|---|\n"
 
 

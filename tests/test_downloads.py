@@ -373,6 +373,19 @@ def test_limits_of_size(tmp_path, monkeypatch):
 
 
 @DAMAGED()
+def test_a_member_that_its_neighbour_s_entry_hides_is_missed(tmp_path):
+    """One flipped bit in the length of the first entry's comment swallows the second entry."""
+    archive = make_zip(tmp_path / "a.zip", [("a", b"first"), ("b", b"second")])
+    content = bytearray(archive.read_bytes())
+    content[content.index(b"PK\1\2") + 32] ^= 0x5A
+    archive.write_bytes(content)
+    assert zipfile.ZipFile(archive).namelist() == ["a"]
+    with pytest.raises(ArchiveError, match="lists 1 of 2 members"):
+        unpack_zip(archive, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@DAMAGED()
 def test_member_larger_than_it_says(tmp_path):
     archive = make_zip(tmp_path / "a.zip", [("a", bytes(3_000_000))])
     content = archive.read_bytes()

@@ -83,20 +83,24 @@ def raw_server():
     listener = socket.create_server(("127.0.0.1", 0))
     said = {}
 
+    def answer(connection):
+        with connection:
+            try:
+                connection.recv(65536)
+                connection.sendall(said["bytes"])
+                connection.shutdown(socket.SHUT_WR)
+                connection.recv(65536)
+            except OSError:
+                return
+
     def serve():
         while True:
             try:
                 connection, _ = listener.accept()
             except OSError:
                 return
-            with connection:
-                try:
-                    connection.recv(65536)
-                    connection.sendall(said["bytes"])
-                    connection.shutdown(socket.SHUT_WR)
-                    connection.recv(65536)
-                except OSError:
-                    continue
+            # a client that is slow to hang up must not keep the next one waiting
+            threading.Thread(target=answer, args=[connection], daemon=True).start()
 
     threading.Thread(target=serve, daemon=True).start()
     yield f"http://127.0.0.1:{listener.getsockname()[1]}/a.zip", said

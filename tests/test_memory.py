@@ -1,5 +1,9 @@
 """What a training needs is asked before it starts."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +12,9 @@ from torch import nn
 from helpers import memory, training
 from helpers.models import BiLSTMClassifier, Keras3DCNN
 
+FULL = pytest.mark.faults(
+    "Memory", "a training of 64 x 256 x 256 in 12 GB runs, or is refused first"
+)
 CPU = torch.device("cpu")
 SIZE = (16, 48, 48)
 
@@ -50,6 +57,7 @@ def tight(monkeypatch):
     monkeypatch.setattr(memory, "free_memory", lambda device: free)
 
 
+@FULL
 def test_what_fits_passes_and_what_does_not_says_what_to_lower(tight):
     memory.check_memory(Keras3DCNN(8), 2, SIZE, CPU)
     with pytest.raises(memory.NotEnoughMemory, match="lower batch_size to 2") as refused:
@@ -60,6 +68,7 @@ def test_what_fits_passes_and_what_does_not_says_what_to_lower(tight):
         memory.check_memory(Keras3DCNN(64), 1, (32, 96, 96), CPU)
 
 
+@FULL
 def test_training_is_refused_before_it_starts(tight, tmp_path):
     volumes = np.zeros((6, *SIZE), np.uint8)
     rows = np.arange(6)
@@ -91,3 +100,38 @@ def test_free_memory_knows_the_limit_of_the_process():
         assert memory.free_memory(CPU) <= 100_000_000
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+IN_12_GB = """
+import resource, sys
+import numpy as np, torch
+resource.setrlimit(resource.RLIMIT_AS, (12 * 2**30, 12 * 2**30))
+from helpers import course, training
+from helpers.memory import NotEnoughMemory
+which, batch, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+volumes = np.random.default_rng(0).integers(0, 255, (6, 64, 256, 256), dtype=np.uint8)
+model = course.new_model(which, course.PROFILES["full"])
+options = {"epochs": 1, "batch_size": batch, "device": "cpu"}
+try:
+    history = training.fit(
+        model, volumes, np.arange(6) % 2, np.arange(4), np.arange(4, 6), folder, **options
+    )
+    print("trained", len(history))
+except NotEnoughMemory as error:
+    print(error)
+"""
+
+
+@FULL
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is set as Linux does")
+@pytest.mark.parametrize(
+    "which, batch, said",
+    [("bilstm", 4, "trained 1"), ("cnn3d", 8, "lower batch_size to")],
+)
+def test_the_full_size_in_12_gb(tmp_path, which, batch, said):
+    """The Bi-LSTM's profile fits; the wide 3-D CNN is refused before anything is computed."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TQDM_DISABLE": "1"}
+    command = [sys.executable, "-c", IN_12_GB, which, str(batch), str(tmp_path / "run")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert said in done.stdout and len(done.stdout.splitlines()) == 1
