@@ -47,7 +47,7 @@ def ours_simple(path):
     return preprocess(path, SIZE, LIMITS)
 
 
-def seed_recipe(path):
+def eight_bit_recipe(path):
     """8-bit cast of every slice, picture library's resize, random rotation, depth by zoom."""
     import nibabel
     from PIL import Image
@@ -130,7 +130,7 @@ def read_simpleitk(path):
 WAYS = {
     "ours": ours,
     "ours, as notebook 02 builds it": ours_simple,
-    "the seed's recipe": seed_recipe,
+    "the 8-bit recipe of 2021": eight_bit_recipe,
     "the Keras recipe": keras_recipe,
     "MONAI": monai_transforms,
     "TorchIO": torchio_transforms,
