@@ -9,6 +9,7 @@ A test belongs to the table by its marker `faults(section, what, cases=1)`.
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -96,13 +97,17 @@ def audit():
     return status or int(bool(found))
 
 
-def main(arguments):
-    if "--audit" in arguments:
+def main(words=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="put the table into CONTRIBUTING.md")
+    parser.add_argument("--audit", action="store_true", help="run bandit and pip-audit instead")
+    options = parser.parse_args(words)
+    if options.audit:
         return audit()
     report = Report()
     status = pytest.main(["-q", "-m", "faults", "-p", "no:cacheprovider"], plugins=[report])
     print(f"\n{report.table()}")
-    if "--write" in arguments:
+    if options.write:
         text = DOCUMENT.read_text(encoding="utf-8")
         before, rest = text.split(BEGIN)
         after = rest.split(END)[1]
@@ -112,4 +117,4 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -293,3 +293,25 @@ def test_seconds_of_cells():
         (1.5, "x = 1")
     ]
     assert 0 <= course.import_seconds("import json") < 60
+
+
+def test_slowest_cells_of_the_executed_notebooks(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(course, "import_seconds", lambda modules: 0.5)
+    monkeypatch.setattr(course, "heaviest_imports", lambda modules: [("scipy", 0.25)])
+    monkeypatch.setattr(sys, "argv", ["course", str(tmp_path)])
+    course.main()
+    assert "run `make course` first" in capsys.readouterr().out
+    cells = [
+        {
+            "cell_type": "code",
+            "source": [f"x = {seconds}\n"],
+            "metadata": {"papermill": {"duration": seconds}},
+        }
+        for seconds in (1.0, 4.0, 2.0, 3.0)
+    ]
+    (tmp_path / "01_a.ipynb").write_text(json.dumps({"cells": cells}))
+    course.main()
+    text = capsys.readouterr().out
+    assert "run `make course` first" not in text and "01_a: 10.0 s" in text
+    shown = [line.split()[-1] for line in text.splitlines() if "x = " in line]
+    assert shown == ["4.0", "3.0", "2.0"]

@@ -37,8 +37,8 @@ NETWORKS = {
     "densenet121": ("3-D DenseNet121 (MONAI)", DenseNet121),
 }
 OURS = "bilstm"
-# at fit's own learning rate the large 3-D networks can stay at an AUC of 0.5: a lower one, too
-DEFAULT = ("bilstm", "cnn3d-8", "cnn3d-64", "cnn3d-64@3e-4", "densenet121", "densenet121@3e-4")
+# at fit's own learning rate the large 3-D networks stay at an AUC of 0.5 for a minute: a lower one
+DEFAULT = ("bilstm", "cnn3d-8", "cnn3d-64@3e-4", "densenet121@3e-4")
 LEARNING_RATE = 3e-3  # fit's own
 UNSEEN_SEED = 4040  # the course's cohort has 2020
 TABLE_MINUTES = (0.25, 0.5, 1, 2, 3)
@@ -50,7 +50,7 @@ def main(words=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--minutes", type=float, default=3, help="of training, for each run")
+    parser.add_argument("--minutes", type=float, default=1.5, help="of training, for each run")
     parser.add_argument("--seeds", type=int, default=3, help="how many: 0, 1, ...")
     parser.add_argument("--models", nargs="+", default=DEFAULT, help="NAME or NAME@RATE")
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")

@@ -1,10 +1,10 @@
 """Where the course's time goes: importing helpers, and the slowest cells of each notebook.
 
-python -m tests.benchmarks.course [RUNS_DIR]
+python -m tests.benchmarks.course [FOLDER]
 
-Reads the executed notebooks that `make course` leaves in runs/ (papermill notes each cell's
-seconds). Import: what data, networks and training take beyond torch and NumPy, and then scores and
-figures, which bring SciPy and matplotlib.
+Reads the executed notebooks that `make course` leaves in runs/notebooks (papermill notes each
+cell's seconds). Import: what data, networks and training take beyond torch and NumPy, and then
+scores and figures, which bring SciPy and matplotlib.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FIGURES = "from helpers import evaluation, plots"
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="?", default="runs", help="folder of executed notebooks")
+    parser.add_argument("folder", nargs="?", default="runs/notebooks", help="executed notebooks")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     for what, modules in {"data, networks, training": MODULES, "scores, figures": FIGURES}.items():
@@ -32,7 +32,10 @@ def main():
         print(f"importing helpers for {what}: {statistics.median(seconds):.2f} s beyond torch")
         for name, spent in heaviest_imports(modules):
             print(f"  {name:30}{spent:6.2f} s")
-    for file in sorted(Path(options.runs).glob("[01]*.ipynb")):
+    notebooks = sorted(Path(options.folder).glob("[01]*.ipynb"))
+    if not notebooks:
+        print(f"\nno executed notebooks in {options.folder}: run `make course` first")
+    for file in notebooks:
         cells = cell_seconds(json.loads(file.read_text()))
         print(f"\n{file.stem}: {sum(spent for spent, _ in cells):.1f} s")
         for spent, line in sorted(cells, reverse=True)[:3]:
