@@ -1,6 +1,6 @@
 """What was done to break the course, how often, and what came of it, in one table.
 
-    python tests/faults.py            tries it all (4 minutes) and prints the table
+    python tests/faults.py            tries it all (9 minutes) and prints the table
     python tests/faults.py --write    puts it into CONTRIBUTING.md as well
     python tests/faults.py --audit    runs bandit and pip-audit instead
 
