@@ -7,7 +7,7 @@ PYTHON ?= python3
 COLAB_PYTHON ?= python3.13
 RUN = .venv/bin/python
 
-.PHONY: course test test-colab benchmark lab notebooks gifs repo-url lint clean
+.PHONY: course test test-colab benchmark gpu lab notebooks gifs repo-url lint clean
 .DEFAULT_GOAL := course
 
 .venv/installed: requirements.txt
@@ -41,6 +41,11 @@ benchmark: .venv/installed-benchmarks
 	$(RUN) -m tests.benchmarks.viewer
 	$(MAKE) course
 	$(RUN) -m tests.benchmarks.course
+
+# All that a GPU has to be measured for, in about ten minutes, into docs/gpu.md; DATA names packed
+# real images, if there are any: .venv/bin/python -m tests.benchmarks.gpu_data --help
+gpu: .venv/installed-benchmarks
+	$(RUN) -m tests.benchmarks.gpu $(if $(DATA),--data "$(DATA)") --json runs/gpu.json --markdown docs/gpu.md
 
 # The package versions of Google Colab, in an environment of their own (5 GB)
 .venv-colab/installed: tests/colab/constraints.txt tests/colab/requirements.txt

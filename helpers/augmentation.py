@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as functional
@@ -28,7 +29,8 @@ def augment(
 
     volumes: float (B, D, H, W) in [0, 1] on any device; returns the same, a new tensor.
     generator: a CPU generator. All random numbers come from it, so the same seed gives the
-    same scans on every device. strength multiplies every range below; 0 changes nothing.
+    same scans on every device, but for the noise (`normal_noise`). strength multiplies every
+    range below; 0 changes nothing.
 
     flip: left-right, half of the scans. degrees: rotation in the plane, up to this much either
     way. shift, scale: of the plane, as a fraction of its size. slice_shift (slices),
@@ -39,6 +41,10 @@ def augment(
     within: (first, n) where the volumes are only a part of a batch, its scans `first` to
     first + B - 1 of n: each is changed as it would be in the whole batch.
     """
+    if volumes.ndim != 4:
+        raise ValueError(
+            f"scans of shape {tuple(volumes.shape)}: only (B, D, H, W) can be augmented"
+        )
     if strength == 0:
         return volumes.clone()
     first, n_scans = within or (0, len(volumes))
@@ -61,11 +67,43 @@ def augment(
     volumes = volumes.clamp(0, 1).pow(gammas.view(-1, 1, 1, 1))
     volumes = volumes * gains.view(-1, 1, 1, 1) + offsets.view(-1, 1, 1, 1)
     if noise > 0:
-        # One field for the batch, with an amplitude and a sign of its own in each scan: drawn on
-        # the CPU, noise for every voxel of the batch would take longer than the network.
-        field = torch.randn(volumes.shape[1:], generator=generator).to(volumes.device)
+        # One field for the batch, with an amplitude and a sign of its own in each scan: on a CPU
+        # noise for every voxel of the batch would take longer than the network.
+        field = normal_noise(volumes.shape[1:], generator, volumes.device)
         volumes = torch.addcmul(volumes, deviations.view(-1, 1, 1, 1), field)
     return volumes.clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class SequenceAugmentation:
+    """Random changes of feature sequences (B, D, F), for `fit`.
+
+    flip: read half of the scans from the other end. drop: the share of features that are 0 in a
+    whole scan, the others are enlarged to make up for them.
+    """
+
+    flip: bool = True
+    drop: float = 0.1
+
+    def __call__(self, sequences: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        n, _, width = sequences.shape
+        flipped = (torch.rand(n, generator=generator) < 0.5) & self.flip
+        kept = torch.rand(n, 1, width, generator=generator) >= self.drop
+        flipped = flipped.view(n, 1, 1).to(sequences.device)
+        sequences = torch.where(flipped, sequences.flip(1), sequences)
+        return sequences * kept.to(sequences) / (1 - self.drop)
+
+
+def normal_noise(
+    shape: torch.Size, generator: torch.Generator, device: torch.device
+) -> torch.Tensor:
+    """Standard normal numbers, drawn on the device from a seed that the CPU generator gives.
+
+    A GPU draws other numbers than a CPU from the same seed, and much faster than a CPU draws and
+    sends them: four million for one field of 64 x 256 x 256.
+    """
+    seed = int(torch.randint(2**62, (), generator=generator))
+    return torch.randn(shape, generator=torch.Generator(device).manual_seed(seed), device=device)
 
 
 def move_plane(

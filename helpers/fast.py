@@ -21,8 +21,13 @@ def preprocess_fast(study, size=(64, 256, 256), limits=(-1000, 400)):
     """
     if not isinstance(study, Study):
         study = read_study(study)
+    return preprocess_hu(study.read_hu(), study.spacing, size, limits)
+
+
+def preprocess_hu(hu, spacing, size=(64, 256, 256), limits=(-1000, 400)):
+    """As `preprocess_fast`, from int16 HU (D, H, W) and their spacing (z, y, x) in mm."""
     air = int(np.clip(np.floor(limits[0]), -32768, 32767))
-    hu = pad_to_square(study.read_hu(), study.spacing, fill=air)
+    hu = pad_to_square(hu, spacing, fill=air)
     planes, full = shrink_slices(hu, size[1:], limits)
     mixed = np.empty(size, dtype=np.uint8)
     for new, weights in zip(mixed, resampling_matrix(len(hu), size[0]), strict=True):

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as functional
 
+from helpers.augmentation import normal_noise
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -35,7 +37,8 @@ class Recipe:
         """Change every image of a batch by itself.
 
         images: float (B, 1, H, W) in [0, 1] on any device; returns the same, a new tensor.
-        generator: a CPU generator; the same seed gives the same images on every device.
+        generator: a CPU generator; the same seed gives the same images on every device, but for
+        the noise.
         """
         n = len(images)
 
@@ -62,7 +65,7 @@ class Recipe:
         middle = images.mean(dim=(2, 3), keepdim=True)
         images = (images - middle) * factor + middle + offset
         if self.noise:
-            field = torch.randn(images.shape, generator=generator).to(images.device)
+            field = normal_noise(images.shape, generator, images.device)
             images = images + self.noise * draw(0, 1).view(-1, 1, 1, 1) * field
         return images.clamp(0, 1)
 

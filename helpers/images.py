@@ -39,7 +39,7 @@ PROFILES = {
     "quick": ImageProfile(64, 16, (30, 3, 30), (3, 1), False),
     "full": ImageProfile(224, 32, (60, 20, 100), (3, 3), True),
 }
-NETWORKS = {"small": "small CNN", "densenet169": "DenseNet169"}
+NETWORKS = {"small": "small CNN", "densenet169": "DenseNet169", "lite0": "EfficientNet-Lite0"}
 SPLITS = {"official": "part", "clean": "clean_part"}
 
 
@@ -135,20 +135,22 @@ def read_slices(folder, size: int) -> np.ndarray:
 
 
 def new_model(which: str, profile: ImageProfile, seed=0, imagenet=False):
-    """A classifier of grey images, seeded and untrained: "small" or "densenet169".
+    """A classifier of grey images, seeded and untrained: a key of NETWORKS.
 
-    imagenet: begin DenseNet169 with ImageNet weights, where they can be had. ValueError for
-    another name.
+    imagenet: begin DenseNet169 with ImageNet weights, where a hub answers; Lite0 always has them,
+    the small CNN never. ValueError for another name, WeightsError without Lite0's weights.
     """
     import torch
 
-    from helpers import image_models
+    from helpers import image_models, lite0
 
     _check_name("network", which, NETWORKS)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if which == "small":
             return image_models.ImageClassifier(image_models.SmallCNN(profile.width))
+        if which == "lite0":
+            return image_models.ImageClassifier(lite0.Lite0Encoder())
         encoder = image_models.densenet169_encoder(pretrained=imagenet)
         return image_models.ImageClassifier(encoder)
 
@@ -172,7 +174,16 @@ def course_recipe() -> dict:
     return {"learning_rate": 1e-3, "weight_decay": 0.05, "batch_size": 32, "augment": PUBLISHED}
 
 
-RECIPES = {"published": published_recipe, "course": course_recipe}
+def fine_tuning_recipe() -> dict:
+    """Few epochs at a small learning rate: the weights are good already."""
+    return course_recipe() | {"learning_rate": 2e-4, "epochs": 12, "patience": 12}
+
+
+RECIPES = {
+    "published": published_recipe,
+    "course": course_recipe,
+    "fine-tuning": fine_tuning_recipe,
+}
 
 
 def train(
@@ -188,14 +199,14 @@ def train(
 ):
     """Train a classifier, or load it where it is trained; returns the model and its history.
 
-    which: "small" or "densenet169". recipe: a key of RECIPES. split: "official" or "clean".
-    The published recipe keeps the epoch with the lowest validation loss. The course's keeps the
+    which: a key of NETWORKS. recipe: a key of RECIPES. split: "official" or "clean".
+    The published recipe keeps the epoch with the lowest validation loss. The others keep the
     last one, whose learning rate has come down to almost 0: with some hundred images the loss
     rises while the AUC still does.
 
     encoder_weights: state of an encoder to begin with; `start` names where they come from, and
-    stands in the run's name with a fingerprint of them. start="imagenet" gets those of DenseNet169;
-    where they cannot be had the run begins at random, and is named so. options: passed on to
+    stands in the run's name with a fingerprint of them. start="imagenet" gets ImageNet's; where
+    DenseNet169's cannot be had the run begins at random, and is named so. options: passed on to
     `training.fit`. An unfinished run is resumed.
     """
     from helpers import training
@@ -203,8 +214,10 @@ def train(
 
     _check_name("recipe", recipe, RECIPES)
     _check_name("split", split, SPLITS)
+    if which == "lite0" and encoder_weights is None:
+        start = "imagenet"
     model = new_model(which, data.profile, seed, imagenet=start == "imagenet")
-    if start == "imagenet" and not getattr(model.encoder, "pretrained", False):
+    if start == "imagenet" and not getattr(model.encoder, "pretrained", which == "lite0"):
         start = "random"
     if encoder_weights is not None:
         model.encoder.load_state_dict(encoder_weights)
@@ -215,7 +228,7 @@ def train(
     options = {"epochs": epochs, "patience": epochs} | RECIPES[recipe]() | options
     parts = data.rows("train", split), data.rows("validation", split)
     history = training.fit(model, data.images, data.labels, *parts, run_dir, seed=seed, **options)
-    kept = "last.pt" if recipe == "course" else "best.pt"
+    kept = "best.pt" if recipe == "published" else "last.pt"
     return training.load_model(model, run_dir / kept), history
 
 

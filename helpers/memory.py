@@ -24,8 +24,12 @@ def check_memory(model, batch_size, size, device, precision="fp32") -> None:
 
     An estimate, to about a sixth, made without computing anything. A network that cannot be
     looked at in this way is let through. size: of what the network gets, without the batch.
+    On a GPU nothing is estimated: there the first step that does not fit ends in an error, and
+    `out_of_gpu_memory` says what to do.
     """
-    free = free_memory(device)
+    if device.type == "cuda":
+        return
+    free = free_memory()
     n_bytes = 4 * batch_size * torch.Size(size).numel()
     if free is None or WORST * n_bytes < free:
         return
@@ -43,6 +47,15 @@ def check_memory(model, batch_size, size, device, precision="fp32") -> None:
         f"training needs about {need / 1e9:.1f} GB at batch_size={batch_size}, and "
         f"{free / 1e9:.1f} GB are free on {device}: {lower}, or build a BiLSTMClassifier with "
         "checkpoint=True"
+    )
+
+
+def out_of_gpu_memory(batch_size: int) -> NotEnoughMemory:
+    """What to raise where CUDA had no memory left."""
+    lower = f"lower batch_size from {batch_size}" if batch_size > 1 else "take smaller volumes"
+    return NotEnoughMemory(
+        f"training at batch_size={batch_size} does not fit into the GPU's memory: {lower}, or "
+        "build a BiLSTMClassifier with checkpoint=True"
     )
 
 
@@ -64,10 +77,8 @@ def bytes_kept(model: nn.Module, shape: tuple) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that this process can still take on the device; None where nobody says."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+def free_memory() -> int | None:
+    """Bytes that this process can still take; None where nobody says."""
     try:
         import psutil
     except ImportError:

@@ -20,7 +20,7 @@ from helpers.checkpoints import fingerprint, save_run, start_run
 from helpers.image_augmentation import CONTRAST
 from helpers.prediction import Scans, autocast, pick_device, pick_precision, seeded
 from helpers.progress import progress
-from helpers.training import decayed_and_not, learning_rate_factor
+from helpers.training import learning_rate_factor, parameter_groups
 
 
 class MoCo(nn.Module):
@@ -130,7 +130,7 @@ def pretrain(
         model = MoCo(encoder, queue=queue, momentum=momentum).to(used)
     parts = {
         "model": model,
-        "optimizer": torch.optim.AdamW(decayed_and_not(model, weight_decay)),
+        "optimizer": torch.optim.AdamW(parameter_groups(model, weight_decay)),
         "scaler": torch.amp.GradScaler("cuda", enabled=precision == "fp16"),
     }
     history = start_run(folder, settings, parts, resume=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+from functools import partial
 
 import torch
 from torch import nn
@@ -99,6 +100,28 @@ def imagenet_weights(name: str, url: str) -> dict[str, torch.Tensor]:
         return {}
 
 
+def slice_encoder(encoder: str | nn.Module, pretrained: bool = True) -> nn.Module:
+    """The encoder that a name stands for; a module is taken as it is. ValueError, WeightsError."""
+    if isinstance(encoder, nn.Module):
+        return encoder
+    if encoder == "small":
+        return SliceEncoder()
+    if encoder == "resnet18":
+        return resnet18_encoder(pretrained)
+    if encoder == "imagenet":
+        from helpers.lite0 import Lite0Encoder
+
+        return Lite0Encoder()
+    raise ValueError(f"encoder={encoder!r}: give 'small', 'resnet18', 'imagenet' or a module")
+
+
+def usual_chunk(device: torch.device, checkpoint: bool) -> int:
+    """How many slices to encode at a time: on a CPU few, since they should fit its cache."""
+    if device.type == "cpu":
+        return 16
+    return 64 if checkpoint else 256
+
+
 class AttentionPooling(nn.Module):
     """A weighted mean over the slices, with weights that the network learns.
 
@@ -120,35 +143,35 @@ class BiLSTMClassifier(nn.Module):
 
     volumes (B, D, H, W) in [0, 1] to logits (B,) and attention (B, D), in the slices' order.
 
-    encoder: "small", "resnet18", or a module (N, 3, H, W) -> (N, encoder.features).
+    encoder: "small", "resnet18", "imagenet" (EfficientNet-Lite0), a module (N, 3, H, W) ->
+    (N, encoder.features), or the number of features where these were computed beforehand: then
+    (B, D, F) takes the place of the volumes.
     Controls: sequence="none" leaves the LSTM out, pooling="mean" weighs all slices alike, and
     shuffle_slices=True reads every scan in a random order, from torch's random numbers.
-    chunk: slices encoded at a time. checkpoint=True computes the encoder's activations again in
-    the backward pass instead of keeping them: less memory, more time.
+    checkpoint=True computes the encoder's activations again in the backward pass instead of
+    keeping them: less memory, more time. chunk: slices encoded at a time, by default `usual_chunk`.
     """
 
     def __init__(
         self,
-        encoder: str | nn.Module = "small",
+        encoder: str | int | nn.Module = "small",
         hidden: int = 64,
         dropout: float = 0.3,
         sequence: str = "lstm",
         pooling: str = "attention",
         shuffle_slices: bool = False,
-        chunk: int = 16,
+        chunk: int | None = None,
         checkpoint: bool = False,
         pretrained: bool = True,
     ) -> None:
         super().__init__()
         if sequence not in ("lstm", "none") or pooling not in ("attention", "mean"):
             raise ValueError(f"sequence={sequence!r} or pooling={pooling!r} is unknown")
-        if encoder not in ("small", "resnet18") and not isinstance(encoder, nn.Module):
-            raise ValueError(f"encoder={encoder!r}: give 'small', 'resnet18' or a module")
-        if isinstance(encoder, str):
-            encoder = SliceEncoder() if encoder == "small" else resnet18_encoder(pretrained)
-        self.encoder = encoder
-        self.shuffle_slices, self.chunk, self.checkpoint = shuffle_slices, chunk, checkpoint
-        width = encoder.features
+        width = encoder if isinstance(encoder, int) else 0
+        self.encoder = None if width else slice_encoder(encoder, pretrained)
+        self.shuffle_slices = shuffle_slices
+        self.chunk, self.checkpoint = chunk, checkpoint
+        width = width or self.encoder.features
         # The slices of all scans look much alike; this takes away what they have in common.
         self.standardise = nn.BatchNorm1d(width)
         self.lstm = None
@@ -163,15 +186,18 @@ class BiLSTMClassifier(nn.Module):
         return f"shuffle_slices={self.shuffle_slices}"
 
     def encode(self, volumes: torch.Tensor) -> torch.Tensor:
-        """Features of every slice: volumes (B, D, H, W) to (B, D, F)."""
-        images = neighbours(volumes).flatten(0, 1)
-        features = []
-        for part in images.split(self.chunk):
+        """Standardised features of every slice: volumes (B, D, H, W) to (B, D, F)."""
+        features = volumes.flatten(0, 1)
+        if self.encoder is not None:
+            images = neighbours(volumes).flatten(0, 1)
+            chunk = self.chunk or usual_chunk(volumes.device, self.checkpoint)
+            parts = images.split(chunk)
             if self.checkpoint and self.training:
-                features.append(checkpointing.checkpoint(self.encoder, part, use_reentrant=False))
+                again = partial(checkpointing.checkpoint, self.encoder, use_reentrant=False)
+                features = torch.cat([again(part) for part in parts])
             else:
-                features.append(self.encoder(part))
-        return self.standardise(torch.cat(features)).unflatten(0, volumes.shape[:2])
+                features = torch.cat([self.encoder(part) for part in parts])
+        return self.standardise(features).unflatten(0, volumes.shape[:2])
 
     def forward(self, volumes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         sequence = self.encode(volumes)
@@ -179,7 +205,8 @@ class BiLSTMClassifier(nn.Module):
         order = torch.arange(n_slices).expand(n_scans, -1)
         if self.shuffle_slices:
             order = torch.rand(n_scans, n_slices).argsort(dim=1)
-        order = order.to(volumes.device)  # drawn on the CPU: the same order on every device
+        # drawn on the CPU: the same order on every device
+        order = order.to(volumes.device)
         sequence = torch.take_along_dim(sequence, order.unsqueeze(-1), dim=1)
         if self.lstm is not None:
             sequence, _ = self.lstm(sequence)

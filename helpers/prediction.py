@@ -47,7 +47,9 @@ def pick_precision(device: torch.device, precision: str = "auto") -> str:
 
 
 class Scans:
-    """A uint8 array or memory map (N, D, H, W), given out as float batches on the device.
+    """An array or memory map, given out as float32 batches on the device.
+
+    volumes: uint8 (N, D, H, W), or features of their slices as float16 (N, D, F).
 
     With keep=True it is copied to a GPU once, if it takes less than 40 % of the free memory
     there; else every batch travels from pinned memory. The CPU reads the map as it is.
@@ -57,19 +59,20 @@ class Scans:
         self.volumes, self.device, self.resident = volumes, device, None
         keep = keep and device.type == "cuda"
         if keep and volumes.nbytes < 0.4 * torch.cuda.mem_get_info(device)[0]:
-            self.resident = torch.empty(volumes.shape, dtype=torch.uint8, device=device)
+            kind = torch.from_numpy(np.array(volumes[0])).dtype
+            self.resident = torch.empty(volumes.shape, dtype=kind, device=device)
             for k, volume in enumerate(volumes):
                 self.resident[k] = torch.from_numpy(np.array(volume))
 
     def take(self, rows: np.ndarray) -> torch.Tensor:
-        """The scans of these rows, (B, D, H, W) float32 in [0, 1]."""
+        """The scans of these rows: uint8 as float32 in [0, 1], features as they are."""
         if self.resident is not None:
             batch = self.resident[torch.from_numpy(rows).to(self.device)]
         else:
             batch = torch.from_numpy(self.volumes[rows])
             batch = batch.pin_memory() if self.device.type == "cuda" else batch
             batch = batch.to(self.device, non_blocking=True)
-        return batch.float().div_(255)
+        return batch.float().div_(255) if batch.dtype == torch.uint8 else batch.float()
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:

@@ -25,7 +25,7 @@ from helpers.checkpoints import (
     save_run,
     start_run,
 )
-from helpers.memory import check_memory
+from helpers.memory import check_memory, out_of_gpu_memory
 from helpers.prediction import (
     Scans,
     autocast,
@@ -119,8 +119,8 @@ def fit(
     Returns one row an epoch: epoch (from 1), train_loss, validation_loss, validation_auc,
     learning_rate (of its last step), seconds. ValueError for unusable labels or changed
     settings, CheckpointError for a damaged last.pt, RuntimeError for a loss that is not finite.
-    ValueError, too, for a batch that has fewer scans than there are processes; NotEnoughMemory,
-    before anything is trained, for one that cannot fit.
+    ValueError, too, for a batch that has fewer scans than there are processes; NotEnoughMemory for
+    one that does not fit, on a CPU before anything is trained.
     """
     labels, train_rows = np.array(labels), np.array(train_rows)
     validation_rows = np.array(validation_rows)
@@ -151,7 +151,7 @@ def fit(
     model.to(used)
     parts = {
         "model": model,
-        "optimizer": torch.optim.AdamW(decayed_and_not(model, weight_decay)),
+        "optimizer": torch.optim.AdamW(parameter_groups(model, weight_decay)),
         "scaler": torch.amp.GradScaler("cuda", enabled=precision == "fp16"),
     }
     with distributed.rank_0_first():
@@ -168,10 +168,13 @@ def fit(
     with distributed.parallel(model) as network, bar:
         while len(history) < stop and epochs_since_best(history) < patience:
             started, row = time.perf_counter(), {"epoch": len(history) + 1}
-            row |= train_one_epoch(
-                *(network, parts, scans, targets, train_rows, weight, precision, settings),
-                *(len(history), augment),
-            )
+            try:
+                row |= train_one_epoch(
+                    *(network, parts, scans, targets, train_rows, weight, precision, settings),
+                    *(len(history), augment),
+                )
+            except torch.cuda.OutOfMemoryError:
+                raise out_of_gpu_memory(batch_size) from None
             logits, _ = read_scans(model, scans, own_rows, batch_size, precision)
             logits = distributed.gather(logits, len(validation_rows))
             loss, auc = validation_loss_and_auc(logits, targets[validation_rows], weight)
@@ -290,7 +293,7 @@ def validation_loss_and_auc(
     return weighted_loss(logits, labels, weight).item(), float(roc_auc_score(labels, logits))
 
 
-def decayed_and_not(model: nn.Module, weight_decay: float) -> list[dict]:
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """AdamW's two groups: matrices are decayed, biases and norms are not."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     return [

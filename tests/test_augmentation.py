@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from helpers.augmentation import augment, move_plane, move_slices
+from helpers.augmentation import augment, move_plane, move_slices, normal_noise
 
 STILL = dict.fromkeys(
     ("degrees", "shift", "scale", "slice_shift", "slice_stretch", "gain", "offset", "gamma"), 0.0
@@ -161,3 +161,16 @@ def test_noise_has_the_size_that_was_asked_for_and_differs_between_slices():
     assert abs(result.mean()) < 1e-3
     one, other = result[0, 0].flatten(), result[0, 1].flatten()
     assert abs(torch.corrcoef(torch.stack([one, other]))[0, 1]) < 0.1
+
+
+def test_noise_is_normal_and_hangs_on_the_seed_alone():
+    def draw(seed):
+        generator = torch.Generator().manual_seed(seed)
+        field = normal_noise(torch.Size([8, 50, 50]), generator, torch.device("cpu"))
+        return field, generator.get_state()
+
+    field, state = draw(0)
+    assert field.mean().abs() < 0.03 and field.std() == pytest.approx(1, abs=0.03)
+    again, same_state = draw(0)
+    assert torch.equal(field, again) and torch.equal(state, same_state)
+    assert not torch.equal(field, draw(1)[0])

@@ -150,11 +150,6 @@ def test_readme_links_every_notebook_and_gif():
     assert "not for clinical use" in readme and "Morozov2020" in readme
 
 
-def test_helpers_stay_small():
-    sizes = {f.name: len(f.read_text().splitlines()) for f in (ROOT / "helpers").glob("*.py")}
-    assert max(sizes.values()) <= 300, sizes
-
-
 def test_the_address_can_be_changed_in_one_go(tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
     for name in ("pyproject.toml", "README.md", "CITATION.cff"):

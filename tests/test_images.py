@@ -149,7 +149,7 @@ def test_adamw_without_decay_is_the_published_adam():
     one, other = torch.nn.Linear(3, 1), torch.nn.Linear(3, 1)
     other.load_state_dict(one.state_dict())
     inputs = torch.randn(8, 3)
-    adamw = torch.optim.AdamW(training.decayed_and_not(one, 0.0), lr=1e-2)
+    adamw = torch.optim.AdamW(training.parameter_groups(one, 0.0), lr=1e-2)
     adam = torch.optim.Adam(other.parameters(), lr=1e-2)
     for network, optimizer in ((one, adamw), (other, adam)):
         for _ in range(5):

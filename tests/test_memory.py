@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from helpers import memory, training
-from helpers.models import BiLSTMClassifier, Keras3DCNN
+from helpers.models import BiLSTMClassifier, Keras3DCNN, SliceEncoder
 
 FULL = pytest.mark.faults(
     "Memory", "a training of 64 x 256 x 256 in 12 GB runs, or is refused first"
@@ -54,7 +54,7 @@ def tight(monkeypatch):
     kept = memory.bytes_kept(Keras3DCNN(8), (1, *SIZE))
     weights = 4 * sum(p.nbytes for p in Keras3DCNN(8).parameters())
     free = int(weights + 2.5 * memory.PEAK * kept)
-    monkeypatch.setattr(memory, "free_memory", lambda device: free)
+    monkeypatch.setattr(memory, "free_memory", lambda: free)
 
 
 @FULL
@@ -84,20 +84,20 @@ def test_a_network_that_needs_numbers_is_let_through(monkeypatch):
         def forward(self, volumes):
             return volumes.sum().item(), None
 
-    monkeypatch.setattr(memory, "free_memory", lambda device: 1)
+    monkeypatch.setattr(memory, "free_memory", lambda: 1)
     memory.check_memory(Asks(), 2, SIZE, CPU)
 
 
 def test_free_memory_knows_the_limit_of_the_process():
     resource = pytest.importorskip("resource")
     psutil = pytest.importorskip("psutil")
-    free = memory.free_memory(CPU)
+    free = memory.free_memory()
     assert 0 < free <= psutil.virtual_memory().total
     before = resource.getrlimit(resource.RLIMIT_AS)
     limit = psutil.Process().memory_info().vms + 100_000_000
     resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
     try:
-        assert memory.free_memory(CPU) <= 100_000_000
+        assert memory.free_memory() <= 100_000_000
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
@@ -135,3 +135,27 @@ def test_the_full_size_in_12_gb(tmp_path, which, batch, said):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert said in done.stdout and len(done.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize("batch, said", [(4, "lower batch_size from 4"), (1, "smaller volumes")])
+def test_a_gpu_without_room_says_so_in_one_line(tmp_path, monkeypatch, batch, said):
+    def full(*arguments):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried to allocate 9.00 GiB")
+
+    monkeypatch.setattr(training, "train_one_epoch", full)
+    volumes, labels = np.zeros((6, 8, 16, 16), np.uint8), np.arange(6) % 2
+    parts = (np.arange(4), np.arange(4, 6), tmp_path)
+    model = BiLSTMClassifier(SliceEncoder(8, 8), hidden=4)
+    with pytest.raises(memory.NotEnoughMemory, match=said) as error:
+        training.fit(model, volumes, labels, *parts, batch_size=batch, device="cpu")
+    assert "\n" not in str(error.value) and "checkpoint=True" in str(error.value)
+    assert not list(tmp_path.glob("*.pt"))
+
+
+def test_on_a_gpu_nothing_is_estimated(monkeypatch):
+    monkeypatch.setattr(memory, "free_memory", lambda: 1)
+    memory.check_memory(nn.Linear(2, 2), 8, (64, 256, 256), torch.device("cuda"))
+    with pytest.raises(memory.NotEnoughMemory):
+        memory.check_memory(
+            BiLSTMClassifier(SliceEncoder(8, 8)), 8, (16, 64, 64), torch.device("cpu")
+        )

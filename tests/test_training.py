@@ -563,7 +563,7 @@ def test_bf16_on_the_cpu_gives_nearly_the_same_answer(volumes):
 
 def test_biases_and_norms_are_not_decayed():
     model = make()
-    decayed, others = training.decayed_and_not(model, 0.3)
+    decayed, others = training.parameter_groups(model, 0.3)
     assert decayed["weight_decay"] == 0.3 and others["weight_decay"] == 0
     assert all(p.ndim > 1 for p in decayed["params"])
     n = sum(p.numel() for group in (decayed, others) for p in group["params"])

@@ -185,9 +185,9 @@ def measure_steps(job):
     device = pick_device(job["device"])
     precision, *options = job["variant"].split("+")
     before = resident_gb()
-    model = build(job["model"], options)
+    model = job.get("build", build)(job["model"], options)
     volumes = np.load(job["volumes"], mmap_mode="r")
-    clock = Clock(device, job["warm_up"], job["steps"], job["seconds"])
+    clock = Clock(device, job["warm_up"], job["steps"], job["seconds"], job.get("is_still"))
     n_rows = job["batch"] * (job["warm_up"] + job["steps"] + 1)
     rows = np.resize(np.arange(len(volumes)), n_rows)
     with tempfile.TemporaryDirectory() as folder, suppress(EnoughSteps):
@@ -231,9 +231,9 @@ class Clock:
     loading the next batch.
     """
 
-    def __init__(self, device, warm_up, steps, seconds):
+    def __init__(self, device, warm_up, steps, seconds, is_still=False):
         self.device, self.warm_up, self.steps, self.seconds = device, warm_up, steps, seconds
-        self.times = []
+        self.is_still, self.times = is_still, []
 
     def __call__(self, batch, generator):
         if self.device.type == "cuda":
@@ -242,7 +242,7 @@ class Clock:
         counted = np.diff(self.times)[self.warm_up :]
         if len(counted) >= self.steps or sum(counted) > self.seconds:
             raise EnoughSteps
-        return augment(batch, generator)
+        return batch if self.is_still else augment(batch, generator)
 
 
 def build(name, options):
