@@ -20,7 +20,7 @@ RUN = .venv/bin/python
 	touch $@
 
 course: .venv/installed
-	$(RUN) -m helpers.runner course --dataset "$(DATASET)" --images "$(IMAGES)" --profile $(PROFILE) --seed $(SEED)
+	$(RUN) -m helpers.course.runner course --dataset "$(DATASET)" --images "$(IMAGES)" --profile $(PROFILE) --seed $(SEED)
 
 test: .venv/installed-dev
 	$(RUN) -m pytest
@@ -66,15 +66,15 @@ lab: .venv/installed
 
 # Execute the notebooks in place, as they are committed: make notebooks ONLY="02 05"
 notebooks: .venv/installed
-	$(RUN) -m helpers.runner notebooks $(ONLY)
+	$(RUN) -m helpers.course.runner notebooks $(ONLY)
 
 # The README's GIFs of the phantom
 gifs: .venv/installed
-	$(RUN) -m helpers.gifs
+	$(RUN) -m helpers.course.runner gifs
 
 # Write the repository's address into every badge and setup cell: make repo-url URL=https://github.com/OWNER/NAME
 repo-url: .venv/installed
-	$(RUN) -m helpers.runner repo-url "$(URL)"
+	$(RUN) -m helpers.course.runner repo-url "$(URL)"
 
 lint: .venv/installed-dev
 	$(RUN) -m ruff check .

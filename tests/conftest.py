@@ -55,7 +55,7 @@ class Course:
         """Run every notebook in order on the phantom, with nothing but these folders."""
         import matplotlib
 
-        from helpers import runner
+        from helpers.course import runner
 
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / "helpers", self.code / "helpers", ignore=ignored)

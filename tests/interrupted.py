@@ -18,39 +18,45 @@ import numpy as np
 os.environ.setdefault("TQDM_DISABLE", "1")
 # torch._dynamo: the first optimizer imports it
 LIBRARIES = ["torch", "torch._dynamo", "sklearn.metrics", "pooch", "requests", "openpyxl"]
-LIBRARIES += ["helpers.training", "helpers.models", "helpers.cohort", "helpers.mirror"]
-LIBRARIES += ["helpers.mosmed", "helpers.course", "helpers.phantom"]
+LIBRARIES += [
+    "helpers.learn.training",
+    "helpers.learn.networks",
+    "helpers.ct.cohort",
+    "helpers.storage.mirror",
+]
+LIBRARIES += ["helpers.ct.mosmed", "helpers.course.sources", "helpers.phantom.simulate"]
 SIZE = (8, 32, 32)
 TRAIN, VALIDATION, LABELS = np.arange(0, 10), np.arange(10, 16), np.arange(16) % 2
 
 
 def download(url, path, size):
-    from helpers import downloads
+    from helpers.storage import downloads
 
     downloads.download(url, path, size=size, chunk=1 << 16, backoff=0.01)
 
 
 def unpack(archive, folder):
-    from helpers import downloads
+    from helpers.storage import downloads
 
     downloads.unpack_zip(archive, folder)
 
 
 def preprocess(root, cache):
-    from helpers import cohort
+    from helpers.ct import cohort
+    from helpers.ct.cache import preprocess_cohort
 
-    cohort.preprocess_cohort(cohort.find_studies(root), root, cache, SIZE, workers=1)
+    preprocess_cohort(cohort.find_studies(root), root, cache, SIZE, workers=1)
 
 
 def train(volumes, folder, epochs=5):
     import torch
 
-    from helpers import models, training
+    from helpers.learn import networks, training
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
     # 4 MB a checkpoint, so that much of the time it is being written
-    model = models.BiLSTMClassifier(models.SliceEncoder(width=8, features=16), hidden=256)
+    model = networks.BiLSTMClassifier(networks.SliceEncoder(width=8, features=16), hidden=256)
     scans = np.load(volumes, mmap_mode="r")
     options = {"epochs": epochs, "batch_size": 5, "device": "cpu"}
     training.fit(model, scans, LABELS, TRAIN, VALIDATION, folder, **options)
@@ -60,32 +66,32 @@ def save_results(runs):
     """Results and tables, written again and again."""
     import pandas as pd
 
-    from helpers import course
-    from helpers.files import write_whole
+    from helpers.course import runs
+    from helpers.storage.files import write_whole
 
     table = pd.DataFrame({"study": range(4000)})
     for number in range(40):
-        course.save_results("06", {"values": [number] * 20_000}, runs)
+        runs.save_results("06", {"values": [number] * 20_000}, runs)
         lines = table.assign(value=number)
         write_whole(Path(runs) / "table.csv", lambda file, t=lines: t.to_csv(file, index=False))
 
 
 def keep(folder, drive):
-    from helpers import mirror
+    from helpers.storage import mirror
 
     mirror.keep(folder, drive)
 
 
 def restore(folder, drive):
-    from helpers import mirror
+    from helpers.storage import mirror
 
     mirror.restore(folder, drive)
 
 
 def make_phantom(root, workers):
-    from helpers import phantom
+    from helpers.phantom import simulate
 
-    phantom.make_cohort(root, {"CT-0": 3, "CT-3": 3}, 32, workers=workers, n_slices=8)
+    simulate.make_cohort(root, {"CT-0": 3, "CT-3": 3}, 32, workers=workers, n_slices=8)
 
 
 def _begin(pipe, job, arguments):

@@ -6,7 +6,7 @@ import shutil
 
 import nbformat
 
-from helpers import runner
+from helpers.course import runner
 
 FILES = runner.notebook_files()
 BROWSERS = ("chromium", "google-chrome", "chromium-browser")

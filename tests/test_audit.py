@@ -8,8 +8,8 @@ import pytest
 from PIL import Image, ImageFilter
 from sklearn.metrics import roc_auc_score
 
-from helpers import audit
-from helpers.cohort import SplitError
+from helpers.covidct import audit
+from helpers.ct.cohort import SplitError
 
 
 def picture(seed, height=120, width=160):
@@ -35,7 +35,7 @@ def pairs_of(*names):
 @pytest.fixture(scope="module")
 def covid_ct(real_data):
     """Table, images and pairs of the real collection."""
-    module = pytest.importorskip("helpers.covid_ct")
+    module = pytest.importorskip("helpers.covidct.covid_ct")
     table = module.read_collection(real_data / "covid_ct")
     images = module.read_images(real_data / "covid_ct", table)
     return table, images, audit.near_duplicates(images, table)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from helpers.augmentation import augment, move_plane, move_slices, normal_noise
+from helpers.learn.augmentation import augment, move_plane, move_slices, normal_noise
 
 STILL = dict.fromkeys(
     ("degrees", "shift", "scale", "slice_shift", "slice_stretch", "gain", "offset", "gamma"), 0.0

@@ -13,7 +13,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from helpers.volumes import preprocess, read_study
+from helpers.ct.nifti import read_study
+from helpers.ct.preprocessing import preprocess
 from tests.benchmarks import accuracy, course, growth, preprocessing, training
 
 pytestmark = pytest.mark.skipif(
@@ -271,9 +272,9 @@ def test_every_way_of_preprocessing_gives_a_volume_of_the_size(tmp_path):
 
 
 def test_growth_on_three_small_studies(tmp_path):
-    from helpers import phantom
+    from helpers.phantom import simulate
 
-    phantom.make_cohort(tmp_path / "made", {"CT-0": 2}, 64, workers=1)
+    simulate.make_cohort(tmp_path / "made", {"CT-0": 2}, 64, workers=1)
     made = sorted((tmp_path / "made").glob("studies/*/*.nii.gz"))
     (tmp_path / "root").mkdir()
     found = growth.build(made, 3, tmp_path / "root")

@@ -27,9 +27,10 @@ from notebook_tools import CHROMIUM, FILES
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
-from helpers import rendering, runner, viewers
-from helpers.cohort import find_studies
-from helpers.volumes import read_mask, read_study
+from helpers.course import runner
+from helpers.ct.cohort import find_studies
+from helpers.ct.nifti import read_mask, read_study
+from helpers.figures import rendering, viewers
 
 SCREENSHOTS = runner.ROOT / "runs" / "screenshots"
 PATIENCE = 60  # seconds; only a test that fails waits so long
@@ -342,7 +343,7 @@ def test_windows_planes_zoom_and_point(explored, studies):
     for preset, words in (("bone", "−500 … 1300 HU"), ("mediastinum", "−160 … 240 HU")):
         output.get_by_role("button", name=preset).click()
         wait_for_text(output, f"window {words}")
-        expected.level, expected.width = viewers.PRESETS[preset]
+        expected.level, expected.width = rendering.PRESETS[preset]
         assert_shows(output, expected)
     output.locator(".widget-slider .noUi-handle").nth(1).focus()
     explored.keyboard.press("ArrowRight")
@@ -350,7 +351,7 @@ def test_windows_planes_zoom_and_point(explored, studies):
     expect(output.locator("button.mod-active", has_text="mediastinum")).to_have_count(0)
     output.get_by_role("button", name="lung", exact=True).click()
     wait_for_text(output, "window −1350 … 150 HU")
-    expected.level, expected.width = viewers.PRESETS["lung"]
+    expected.level, expected.width = rendering.PRESETS["lung"]
     for plane, words in (("sagittal", "from the right"), ("coronal", "from the front")):
         output.get_by_role("button", name=plane).click()
         wait_for_text(output, words)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from notebook_tools import FILES, exercises
 
-from helpers import checks, evaluation
+from helpers.course import checks
+from helpers.scores import metrics
 
 HU = np.random.default_rng(0).integers(-900, 60, (4, 5, 6))
 MASK = HU > -200
@@ -21,7 +22,7 @@ def all_exercises():
 
 
 def run_with(code, check_line):
-    space = {"checks": checks, "np": np, "wilson": evaluation.wilson}
+    space = {"checks": checks, "np": np, "wilson": metrics.wilson}
     space |= {"ill": SimpleNamespace(hu=HU), "mask": MASK}
     exec(code, space)
     return eval(check_line, space)

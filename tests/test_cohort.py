@@ -11,17 +11,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers import cohort
-from helpers.cohort import (
+from helpers.ct.cache import _preprocess_one, preprocess_cohort
+from helpers.ct.cohort import (
     CohortError,
     SplitError,
     find_studies,
     label_studies,
-    preprocess_cohort,
     saved_split,
     split_by_patient,
 )
-from helpers.fast import preprocess_fast
+from helpers.ct.preprocessing import preprocess_fast
 
 SIZE = (8, 12, 12)
 
@@ -48,8 +47,10 @@ def build(root, **options):
 
 def count_calls(monkeypatch):
     calls = []
-    real = cohort._preprocess_one
-    monkeypatch.setattr(cohort, "_preprocess_one", lambda *a: calls.append(a[0]) or real(*a))
+    real = _preprocess_one
+    monkeypatch.setattr(
+        "helpers.ct.cache._preprocess_one", lambda *a: calls.append(a[0]) or real(*a)
+    )
     return calls
 
 
@@ -173,7 +174,7 @@ def test_studies_can_come_and_go(root, monkeypatch):
 def test_an_interrupted_call_goes_on_where_it_stopped(root, monkeypatch):
     whole = np.array(build(root).volumes)
     other = root / "again"
-    real, calls = cohort._preprocess_one, []
+    real, calls = _preprocess_one, []
 
     def stops(*arguments):
         calls.append(arguments)
@@ -182,7 +183,7 @@ def test_an_interrupted_call_goes_on_where_it_stopped(root, monkeypatch):
         return real(*arguments)
 
     table = find_studies(root)
-    monkeypatch.setattr(cohort, "_preprocess_one", stops)
+    monkeypatch.setattr("helpers.ct.cache._preprocess_one", stops)
     with pytest.raises(KeyboardInterrupt):
         preprocess_cohort(table, root, other, SIZE, workers=1)
     assert not list(other.glob("*/volumes-*")) and not list(other.glob("*/index.csv"))
@@ -237,14 +238,14 @@ def test_a_killed_process_leaves_a_usable_folder(root):
         import os, signal, threading, time
         from pathlib import Path
         from helpers import cohort
-        real = cohort.write_whole
+        real = files.write_whole
         def slow(path, write):
             real(path, write)
             if path.name == "study_0003.json":
                 os.kill(os.getpid(), signal.SIGKILL)
-        cohort.write_whole = slow
+        files.write_whole = slow
         root = Path({str(root)!r})
-        cohort.preprocess_cohort(cohort.find_studies(root), root, root / "cache", {SIZE}, workers=1)
+        preprocess_cohort(cohort.find_studies(root), root, root / "cache", {SIZE}, workers=1)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False)
     assert done.returncode == -9

@@ -20,7 +20,7 @@ import pytest
 from jupyter_client.manager import start_new_kernel
 from notebook_tools import FILES, cells
 
-from helpers import runner
+from helpers.course import runner
 
 ROOT = runner.ROOT
 COLAB = ROOT / ".venv-colab"

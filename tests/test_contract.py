@@ -8,9 +8,10 @@ import nbformat
 import pytest
 from notebook_tools import FILES, cells, definitions, exercises
 
-from helpers import runner
+from helpers.course import runner
 
 ROOT = runner.ROOT
+MODULES = sorted((ROOT / "helpers").rglob("*.py"))
 PARAMETERS = {"PROFILE", "DATA_DIR", "RUNS_DIR", "SEED"}
 every_notebook = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 
@@ -97,7 +98,7 @@ def test_links_lead_somewhere(file):
 @every_notebook
 def test_results_are_saved_under_the_notebooks_name(file):
     assert any(
-        "course.save_results(" in cell.source and f'"{file.stem}"' in cell.source
+        "runs.save_results(" in cell.source and f'"{file.stem}"' in cell.source
         for cell in cells(file, "code")
     )
 
@@ -113,16 +114,15 @@ def taught():
 
 @pytest.mark.parametrize(("name", "tree"), taught())
 def test_what_is_taught_is_what_helpers_holds(name, tree):
-    held = {}
-    for module in (ROOT / "helpers").glob("*.py"):
-        held |= definitions(module.read_text(encoding="utf-8"))
-    assert name in held, f"{name} is taught but not in helpers"
-    assert tree == held[name], f"{name} differs between its notebook and helpers"
+    modules = (definitions(module.read_text(encoding="utf-8")) for module in MODULES)
+    held = [found[name] for found in modules if name in found]
+    assert len(held) == 1, f"{name} is taught and stands in {len(held)} modules of helpers"
+    assert tree == held[0], f"{name} differs between its notebook and helpers"
 
 
 def test_functions_of_helpers_are_only_defined_in_teaching_cells():
     held = set()
-    for module in (ROOT / "helpers").glob("*.py"):
+    for module in MODULES:
         held |= set(definitions(module.read_text(encoding="utf-8")))
     for file in FILES:
         for cell in cells(file, "code"):

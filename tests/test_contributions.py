@@ -12,8 +12,7 @@ import pytest
 from fault_marks import MERGE
 from PIL import Image
 
-from helpers.contributions import ContributionError, check_contribution
-from helpers.merging import merge
+from helpers.covidct.contributions import ContributionError, check_contribution, merge
 
 XLSX, CSV = "COVID-CT-MetaInfo.xlsx", "NonCOVID-CT-MetaInfo.csv"
 ZIP, TRAIN = "Images-processed/CT_COVID.zip", "Data-split/COVID/trainCT_COVID.txt"
@@ -447,7 +446,7 @@ def test_a_crash_leaves_the_copy_as_it_was_or_is_finished_later(
 
 
 def test_a_contribution_to_the_real_collection_loses_nothing(real_data, tmp_path):
-    covid_ct = pytest.importorskip("helpers.covid_ct")
+    covid_ct = pytest.importorskip("helpers.covidct.covid_ct")
     root, folder = tmp_path / "real", tmp_path / "new"
     shutil.copytree(real_data / "covid_ct", root, copy_function=shutil.copyfile)
     for path in [root, *root.rglob("*")]:

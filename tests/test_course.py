@@ -6,16 +6,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers import course
-from helpers.cohort import CohortError
-from helpers.evaluation import Interval
+from helpers.course import runs
+from helpers.ct.cohort import CohortError
+from helpers.scores.metrics import Interval
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A tiny phantom cohort, prepared."""
     folder = tmp_path_factory.mktemp("course")
-    return folder, course.prepare("phantom", "tiny", folder / "data")
+    return folder, runs.prepare("phantom", "tiny", folder / "data")
 
 
 def test_prepare_gives_parts_labels_and_rows(made):
@@ -26,14 +26,14 @@ def test_prepare_gives_parts_labels_and_rows(made):
     for line in data.table.itertuples():
         assert data.labels[line.row] == (line.category != "CT-0")
         assert line.row in parts[line.part]
-    again = course.prepare("phantom", "tiny", folder / "data")
+    again = runs.prepare("phantom", "tiny", folder / "data")
     assert again.table.equals(data.table)
     assert "phantom" in data.caption.lower()
 
 
 def test_another_seed_is_another_split_of_the_same_cohort(made):
     folder, data = made
-    other = course.prepare("phantom", "tiny", folder / "data", seed=1)
+    other = runs.prepare("phantom", "tiny", folder / "data", seed=1)
     np.testing.assert_array_equal(other.volumes, data.volumes)
     assert not other.table.part.equals(data.table.part)
     assert other.run_name != data.run_name
@@ -42,7 +42,7 @@ def test_another_seed_is_another_split_of_the_same_cohort(made):
 def test_a_folder_is_a_data_set_and_stays_untouched(made, tmp_path):
     folder, data = made
     before = sorted(path for path in data.root.rglob("*"))
-    mine = course.prepare(str(data.root), "tiny", tmp_path / "work")
+    mine = runs.prepare(str(data.root), "tiny", tmp_path / "work")
     np.testing.assert_array_equal(mine.volumes, data.volumes)
     assert sorted(path for path in data.root.rglob("*")) == before
     assert (tmp_path / "work").exists()
@@ -50,17 +50,17 @@ def test_a_folder_is_a_data_set_and_stays_untouched(made, tmp_path):
 
 def test_wrong_names_are_refused_in_words(tmp_path):
     with pytest.raises(CohortError, match="studies/"):
-        course.prepare(str(tmp_path), "tiny", tmp_path)
+        runs.prepare(str(tmp_path), "tiny", tmp_path)
     with pytest.raises(ValueError, match="PROFILE"):
-        course.prepare("phantom", "huge", tmp_path)
+        runs.prepare("phantom", "huge", tmp_path)
 
 
 def test_a_trained_model_is_loaded_and_predicts_the_same(made, tmp_path):
     _, data = made
-    first = course.predictions(data, "cnn3d", runs_dir=tmp_path)
+    first = runs.predictions(data, "cnn3d", runs_dir=tmp_path)
     best = next(tmp_path.glob("cnn3d-*/best.pt"))
     time = best.stat().st_mtime_ns
-    second = course.predictions(data, "cnn3d", runs_dir=tmp_path)
+    second = runs.predictions(data, "cnn3d", runs_dir=tmp_path)
     assert best.stat().st_mtime_ns == time, "trained again"
     assert first.equals(second)
     written = pd.read_csv(best.parent / "predictions.csv")
@@ -76,7 +76,7 @@ def test_results_are_plain_json(tmp_path):
         "table": pd.DataFrame({"a": [1]}),
         "summary": {"AUC": str(Interval(0.8, 0.6, 0.9))},
     }
-    path = course.save_results("01_x", results, tmp_path)
+    path = runs.save_results("01_x", results, tmp_path)
     assert path == tmp_path / "01_x" / "results.json"
     read = json.loads(path.read_text())
     assert read["array"] == [0, 1] and read["number"] == 0.5 and read["table"] == [{"a": 1}]

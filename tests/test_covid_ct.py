@@ -18,9 +18,11 @@ from fault_marks import CONNECTIONS, DAMAGED, REFUSALS, UNSAFE, WRONG
 from local_server import LocalServer
 from PIL import Image
 
-from helpers import covid_ct, downloads
-from helpers.covid_ct import CovidCTError
-from helpers.downloads import DownloadError
+from helpers.course import sources
+from helpers.covidct import covid_ct
+from helpers.covidct.covid_ct import CovidCTError
+from helpers.storage import downloads
+from helpers.storage.downloads import DownloadError
 
 POSITIVE = ["2020.02.10.20021584-p6-52%0.png", "2020.02.10.20021584-p6-52%1.png", "kjr-1.png"]
 POSITIVE += ["lancet%0.png"]
@@ -569,13 +571,13 @@ def test_wrong_counts_are_refused(server, fetch, tmp_path):
 
 
 def test_get(root, tmp_path, monkeypatch):
-    assert covid_ct.get(root) == (root, "Images of covid.")
-    assert covid_ct.get(str(root))[0] == root
-    refusal(tmp_path, "Data-split", '"covid-ct"', read=covid_ct.get)
+    assert sources.get(root) == (root, "Images of covid.")
+    assert sources.get(str(root))[0] == root
+    refusal(tmp_path, "Data-split", '"covid-ct"', read=sources.get)
     with pytest.raises(ValueError, match='PROFILE is "huge"; choose one of tiny, quick, full'):
-        covid_ct.get("phantom", tmp_path, "huge")
+        sources.get("phantom", tmp_path, "huge")
     monkeypatch.setattr(covid_ct, "download", lambda folder: folder)
-    folder, caption = covid_ct.get("covid-ct", tmp_path)
+    folder, caption = sources.get("covid-ct", tmp_path)
     assert folder == tmp_path / "covid-ct"
     assert "Zhao et al. 2020" in caption and "copyright" in caption
 

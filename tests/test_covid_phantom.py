@@ -11,7 +11,9 @@ import numpy as np
 import openpyxl
 import pytest
 
-from helpers import covid_ct, covid_phantom
+from helpers.course import sources
+from helpers.covidct import covid_ct
+from helpers.phantom import covidct_twin
 
 
 def truth_of(root):
@@ -26,7 +28,7 @@ def by_image(root):
 def twin(tmp_path_factory):
     """A small twin: its folder and its collection."""
     folder = tmp_path_factory.mktemp("data")
-    root, caption = covid_ct.get("phantom", folder, "tiny")
+    root, caption = sources.get("phantom", folder, "tiny")
     assert root == folder / "covid-ct-phantom-tiny"
     assert "ynthetic" in caption and "not a patient" in caption
     return root, covid_ct.read_collection(root)
@@ -36,7 +38,7 @@ def twin(tmp_path_factory):
 def quick(tmp_path_factory):
     """The twin that the notebooks use: its folder and its collection."""
     start = time.perf_counter()
-    root = covid_ct.get("phantom", tmp_path_factory.mktemp("quick"))[0]
+    root = sources.get("phantom", tmp_path_factory.mktemp("quick"))[0]
     seconds = time.perf_counter() - start
     size = sum(path.stat().st_size for path in root.rglob("*"))
     print(f"\nquick twin: {seconds:.1f} s, {size / 1e6:.1f} MB")
@@ -123,7 +125,7 @@ def test_labels_follow_the_lesions(which, request):
     assert len(copies) == 2 and not any(row["label"] for row in copies)
     for row in rows:
         if row["label"]:
-            assert row["lesion_share"] >= covid_phantom.LEAST_LESION
+            assert row["lesion_share"] >= covidct_twin.LEAST_LESION
             assert row["category"] in ("CT-2", "CT-3")
         elif not row["copy_of"]:
             assert row["lesion_share"] == 0 and row["category"] == "CT-0"
@@ -166,14 +168,14 @@ def test_nothing_in_the_archives_leads_elsewhere_or_is_dated(twin):
 
 def test_same_bytes_again_and_other_bytes_from_another_seed(tmp_path):
     options = {"n_covid": 20, "n_noncovid": 20, "matrix": 64}
-    one = covid_phantom.make_twin(tmp_path / "one", **options, workers=1)
-    two = covid_phantom.make_twin(tmp_path / "two", **options, workers=2)
+    one = covidct_twin.make_twin(tmp_path / "one", **options, workers=1)
+    two = covidct_twin.make_twin(tmp_path / "two", **options, workers=2)
     files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
     assert len([file for file in files if not file.name.startswith(".")]) == 12
     for file in files:
         assert (one / file).read_bytes() == (two / file).read_bytes(), file
-    jobs = [covid_phantom._plan(20, 20, seed)[0] | {"matrix": 64} for seed in (2020, 1)]
-    first, other = (list(covid_phantom._make_patient(job).values())[0][1] for job in jobs)
+    jobs = [covidct_twin._plan(20, 20, seed)[0] | {"matrix": 64} for seed in (2020, 1)]
+    first, other = (list(covidct_twin._make_patient(job).values())[0][1] for job in jobs)
     assert first != other
     with zipfile.ZipFile(one / "Images-processed/CT_COVID.zip") as archive:
         assert archive.read(archive.namelist()[1]) == first
@@ -183,27 +185,27 @@ def test_finished_twin_is_kept_and_a_broken_one_made_whole(twin, monkeypatch):
     root = twin[0]
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     content = {path: path.read_bytes() for path in before if path.is_file()}
-    size = covid_phantom.SIZES["tiny"]
+    size = covidct_twin.SIZES["tiny"]
 
     def refuse(*args):
         raise AssertionError("made again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(covid_phantom, "_make_all", refuse)
-        assert covid_phantom.make_twin(root, *size) == root
+        patch.setattr(covidct_twin, "_make_all", refuse)
+        assert covidct_twin.make_twin(root, *size) == root
         assert before == {path: path.stat().st_mtime_ns for path in root.rglob("*")}
         for setting in ({"seed": 1}, {"matrix": 64}, {"n_covid": 31}):
             name = next(iter(setting))
             with pytest.raises(ValueError, match=f"another {name}; choose another folder"):
-                covid_phantom.make_twin(
+                covidct_twin.make_twin(
                     root, **{"n_covid": size[0], "n_noncovid": size[1]} | setting
                 )
         (root / "twin_truth.json").unlink()
         with pytest.raises(AssertionError, match="made again"):
-            covid_phantom.make_twin(root, *size)
+            covidct_twin.make_twin(root, *size)
     path = root / "Images-processed" / "CT_COVID.zip"
     path.write_bytes(b"cut off")
-    covid_phantom.make_twin(root, *size)
+    covidct_twin.make_twin(root, *size)
     assert content == {path: path.read_bytes() for path in content}
 
 
@@ -212,9 +214,9 @@ def test_real_images_are_never_written_over(tmp_path):
     path.parent.mkdir()
     path.write_bytes(b"of a learner")
     with pytest.raises(ValueError, match="holds no twin.*choose another folder"):
-        covid_phantom.make_twin(tmp_path)
+        covidct_twin.make_twin(tmp_path)
     assert path.read_bytes() == b"of a learner"
     assert not (tmp_path / "twin_settings.json").exists()
     with pytest.raises(ValueError, match="too few"):
-        covid_phantom.make_twin(tmp_path / "new", 19, 40)
+        covidct_twin.make_twin(tmp_path / "new", 19, 40)
     assert not (tmp_path / "new").exists()

@@ -17,8 +17,8 @@ import pytest
 from fault_marks import CONNECTIONS, DAMAGED, ONCE, REFUSALS, UNSAFE, WRONG
 from local_server import LocalServer
 
-from helpers import downloads
-from helpers.downloads import ArchiveError, DownloadError, download, unpack_zip
+from helpers.storage import downloads
+from helpers.storage.downloads import ArchiveError, DownloadError, download, unpack_zip
 
 CONTENT = b"PK" + bytes(range(256)) * 12_000
 QUICK = {"backoff": 0.01, "timeout": 20, "chunk": 1 << 16}
@@ -267,7 +267,7 @@ def test_threads_that_want_the_same_file_fetch_it_once(server, fetch):
 def test_processes_that_want_the_same_file_fetch_it_once(server, tmp_path):
     server.faults["a.zip"] = [{"stall": 1_000_000, "seconds": 1.0}]
     code = (
-        "import sys; from helpers.downloads import download;"
+        "import sys; from helpers.storage.downloads import download;"
         "download(sys.argv[1], sys.argv[2], size=int(sys.argv[3]), backoff=0.01)"
     )
     target = tmp_path / "a.zip"
@@ -280,7 +280,8 @@ def test_processes_that_want_the_same_file_fetch_it_once(server, tmp_path):
 
 
 def test_import_is_light():
-    code = "import sys, helpers.downloads; print([m in sys.modules for m in ('requests', 'pooch')])"
+    code = "import sys, helpers.storage.downloads as d;"
+    code += "print([m in sys.modules for m in ('requests', 'pooch')])"
     root = Path(__file__).resolve().parents[1]
     answer = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, check=True)
     assert json.loads(answer.stdout.decode().lower()) == [False, False]

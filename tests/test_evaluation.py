@@ -17,7 +17,7 @@ from sklearn.metrics import (
     roc_curve,
 )
 
-from helpers import baselines, evaluation
+from helpers.scores import baselines, metrics
 
 
 def simulated(n_positive, n_negative, shift, seed, decimals=None):
@@ -36,13 +36,13 @@ def sigmoid(logits):
 @pytest.mark.parametrize("confidence", [0.9, 0.95])
 def test_wilson_equals_scipy(successes, n, confidence):
     theirs = binomtest(successes, n).proportion_ci(confidence, method="wilson")
-    ours = evaluation.wilson(successes, n, confidence)
+    ours = metrics.wilson(successes, n, confidence)
     assert ours == pytest.approx((successes / n, theirs.low, theirs.high), abs=1e-9)
     assert 0 <= ours.low <= ours.high <= 1
 
 
 def test_sixteen_of_twenty_and_how_an_interval_is_written():
-    interval = evaluation.wilson(16, 20)
+    interval = metrics.wilson(16, 20)
     assert str(interval) == "0.80 [0.58, 0.92]"
     assert json.loads(json.dumps({"accuracy": interval}))["accuracy"] == list(interval)
 
@@ -50,17 +50,17 @@ def test_sixteen_of_twenty_and_how_an_interval_is_written():
 @pytest.mark.parametrize(("successes", "n"), [(-1, 5), (6, 5), (0, 0)])
 def test_wilson_refuses_what_is_no_proportion(successes, n):
     with pytest.raises(ValueError, match="trials"):
-        evaluation.wilson(successes, n)
+        metrics.wilson(successes, n)
 
 
 @pytest.mark.parametrize("decimals", [None, 1, 0])
 @pytest.mark.parametrize("seed", range(4))
 def test_scores_equal_scikit_learn_with_and_without_ties(seed, decimals):
     labels, scores = simulated(23, 31, 0.8, seed, decimals)
-    assert evaluation.auc(labels, scores) == pytest.approx(roc_auc_score(labels, scores))
+    assert metrics.auc(labels, scores) == pytest.approx(roc_auc_score(labels, scores))
     expected = average_precision_score(labels, scores)
-    assert evaluation.average_precision(labels, scores) == pytest.approx(expected)
-    assert evaluation.brier(labels, sigmoid(scores)) == pytest.approx(
+    assert metrics.average_precision(labels, scores) == pytest.approx(expected)
+    assert metrics.brier(labels, sigmoid(scores)) == pytest.approx(
         brier_score_loss(labels, sigmoid(scores))
     )
 
@@ -68,7 +68,7 @@ def test_scores_equal_scikit_learn_with_and_without_ties(seed, decimals):
 def test_bootstrap_equals_a_plain_loop_over_patients():
     labels, scores = simulated(6, 8, 0.5, 0)
     patients = np.array(list("aabbccddeeffgg"))
-    values = evaluation.bootstrap_values(roc_auc_score, labels, scores, patients, 50, seed=3)
+    values = metrics.bootstrap_values(roc_auc_score, labels, scores, patients, 50, seed=3)
     rng, expected = np.random.default_rng(3), []
     for _ in range(50):
         drawn = rng.integers(7, size=7)
@@ -76,34 +76,34 @@ def test_bootstrap_equals_a_plain_loop_over_patients():
         if len(set(labels[rows])) == 2:
             expected.append(roc_auc_score(labels[rows], scores[rows]))
     assert values == pytest.approx(expected)
-    interval = evaluation.bootstrap(evaluation.auc, labels, scores, patients, 50, seed=3)
+    interval = metrics.bootstrap(metrics.auc, labels, scores, patients, 50, seed=3)
     assert interval[1:] == pytest.approx(np.quantile(expected, [0.025, 0.975]))
     assert interval.value == pytest.approx(roc_auc_score(labels, scores))
 
 
 def test_resamples_with_one_class_are_left_out_and_can_be_counted():
     labels, scores = [0, 1, 1], [0.1, 0.9, 0.8]
-    values = evaluation.bootstrap_values(evaluation.auc, labels, scores, n_resamples=3000)
+    values = metrics.bootstrap_values(metrics.auc, labels, scores, n_resamples=3000)
     # all from class 1 (8 of 27 draws) or all the same negative (1 of 27)
     assert 1 - len(values) / 3000 == pytest.approx(9 / 27, abs=0.03)
-    assert len(evaluation.bootstrap_values(evaluation.auc, *simulated(20, 20, 1, 0))) == 2000
+    assert len(metrics.bootstrap_values(metrics.auc, *simulated(20, 20, 1, 0))) == 2000
 
 
 def test_bootstrap_is_seeded_and_one_patient_is_too_few():
     labels, scores = simulated(10, 10, 1, 0)
     first, again, other = (
-        evaluation.bootstrap(evaluation.auc, labels, scores, n_resamples=200, seed=seed)
+        metrics.bootstrap(metrics.auc, labels, scores, n_resamples=200, seed=seed)
         for seed in (1, 1, 2)
     )
     assert first == again != other
     # one patient who has both classes is drawn every time; two of one class each may not be
-    same = evaluation.bootstrap(evaluation.auc, labels, scores, patients=[0] * 20, n_resamples=20)
+    same = metrics.bootstrap(metrics.auc, labels, scores, patients=[0] * 20, n_resamples=20)
     assert same.low == same.high == same.value
     one_twice = next(
         k for k in range(99) if np.ptp(np.random.default_rng(k).integers(2, size=2)) == 0
     )
     with pytest.raises(ValueError, match="too few"):
-        evaluation.bootstrap(evaluation.auc, [0, 1], [0.1, 0.9], n_resamples=1, seed=one_twice)
+        metrics.bootstrap(metrics.auc, [0, 1], [0.1, 0.9], n_resamples=1, seed=one_twice)
 
 
 def test_bootstrap_interval_covers_the_true_auc_about_as_often_as_it_says():
@@ -111,7 +111,7 @@ def test_bootstrap_interval_covers_the_true_auc_about_as_often_as_it_says():
     inside = 0
     for seed in range(120):
         labels, scores = simulated(40, 40, 1, seed)
-        _, low, high = evaluation.bootstrap(evaluation.auc, labels, scores, n_resamples=200)
+        _, low, high = metrics.bootstrap(metrics.auc, labels, scores, n_resamples=200)
         inside += low <= truth <= high
     assert 0.88 <= inside / 120 <= 0.99
 
@@ -119,9 +119,9 @@ def test_bootstrap_interval_covers_the_true_auc_about_as_often_as_it_says():
 def test_copies_of_a_patients_studies_do_not_narrow_the_interval():
     labels, scores = simulated(25, 25, 1, 4)
     four_times = np.repeat(labels, 4), np.repeat(scores, 4), np.repeat(np.arange(50), 4)
-    once = evaluation.bootstrap(evaluation.auc, labels, scores)
-    clustered = evaluation.bootstrap(evaluation.auc, *four_times)
-    naive = evaluation.bootstrap(evaluation.auc, *four_times[:2])
+    once = metrics.bootstrap(metrics.auc, labels, scores)
+    clustered = metrics.bootstrap(metrics.auc, *four_times)
+    naive = metrics.bootstrap(metrics.auc, *four_times[:2])
     assert clustered == pytest.approx(once, abs=1e-9)
     assert naive.high - naive.low < 0.65 * (once.high - once.low)
 
@@ -129,11 +129,11 @@ def test_copies_of_a_patients_studies_do_not_narrow_the_interval():
 def test_evaluate_widens_the_proportions_too_when_patients_have_several_studies():
     labels, logits = simulated(25, 25, 1, 4)
     scores = sigmoid(logits - 0.5)
-    once = evaluation.evaluate(labels, scores, 0.5, n_resamples=1000)
+    once = metrics.evaluate(labels, scores, 0.5, n_resamples=1000)
     four_times = np.repeat(labels, 4), np.repeat(scores, 4)
     patients = np.repeat(np.arange(50), 4)
-    clustered = evaluation.evaluate(*four_times, 0.5, patients, n_resamples=1000)
-    naive = evaluation.evaluate(*four_times, 0.5, n_resamples=1000)
+    clustered = metrics.evaluate(*four_times, 0.5, patients, n_resamples=1000)
+    naive = metrics.evaluate(*four_times, 0.5, n_resamples=1000)
     for name in ("accuracy", "sensitivity", "specificity", "balanced_accuracy"):
         width, wide, narrow = (
             each[name].high - each[name].low for each in (once, clustered, naive)
@@ -145,36 +145,32 @@ def test_evaluate_widens_the_proportions_too_when_patients_have_several_studies(
 
 def test_perfect_auc_keeps_a_lower_end_that_a_simulation_confirms():
     labels, scores = np.repeat([0, 1], 12), np.arange(24.0)
-    assert evaluation.bootstrap(evaluation.auc, labels, scores).low == 1
-    value, low, high = evaluation.auc_interval(labels, scores)
+    assert metrics.bootstrap(metrics.auc, labels, scores).low == 1
+    value, low, high = metrics.auc_interval(labels, scores)
     assert (value, high) == (1, 1)
     # exponential scores whose true AUC is `low` should separate fully about 2.5 % of the time
     rng, scale = np.random.default_rng(0), low / (1 - low)
     negative, positive = rng.exponential(1, (20000, 12)), rng.exponential(scale, (20000, 12))
     assert 0.003 < np.mean(negative.max(axis=1) < positive.min(axis=1)) < 0.05
-    more = evaluation.auc_interval(np.repeat([0, 1], 60), np.arange(120.0))
+    more = metrics.auc_interval(np.repeat([0, 1], 60), np.arange(120.0))
     assert low < more.low < 1
     doubled = np.repeat(labels, 2), np.repeat(scores, 2), np.repeat(np.arange(24), 2)
-    assert evaluation.auc_interval(*doubled).low == pytest.approx(low)
+    assert metrics.auc_interval(*doubled).low == pytest.approx(low)
 
 
 def test_auc_interval_is_the_bootstraps_when_the_classes_overlap():
     labels, scores = simulated(15, 15, 1, 0)
-    assert evaluation.auc_interval(labels, scores) == evaluation.bootstrap(
-        evaluation.auc, labels, scores
-    )
+    assert metrics.auc_interval(labels, scores) == metrics.bootstrap(metrics.auc, labels, scores)
 
 
 def test_balanced_interval_covers_and_keeps_a_width_at_one():
     rng, inside = np.random.default_rng(0), 0
     for _ in range(600):
         hits, rejections = rng.binomial(20, 0.9), rng.binomial(30, 0.7)
-        interval = evaluation.balanced(
-            evaluation.wilson(hits, 20), evaluation.wilson(rejections, 30)
-        )
+        interval = metrics.balanced(metrics.wilson(hits, 20), metrics.wilson(rejections, 30))
         inside += interval.low <= 0.8 <= interval.high
     assert 0.93 <= inside / 600 <= 0.98
-    perfect = evaluation.balanced(evaluation.wilson(10, 10), evaluation.wilson(10, 10))
+    perfect = metrics.balanced(metrics.wilson(10, 10), metrics.wilson(10, 10))
     assert perfect.value == perfect.high == 1 and perfect.low < 0.85
 
 
@@ -199,29 +195,29 @@ def test_delong_equals_the_placement_loops(decimals):
     spread = np.sqrt(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
     difference = roc_auc_score(labels, a) - roc_auc_score(labels, b)
 
-    result = evaluation.delong(labels, a, b)
+    result = metrics.delong(labels, a, b)
     assert result["auc_a"].value == pytest.approx(roc_auc_score(labels, a))
     assert result["auc_b"].value == pytest.approx(roc_auc_score(labels, b))
     half = norm.ppf(0.975) * spread
     assert result["difference"] == pytest.approx((difference, difference - half, difference + half))
     assert result["p_value"] == pytest.approx(2 * norm.cdf(-abs(difference) / spread))
     half = norm.ppf(0.95) * np.sqrt(covariance[1, 1])
-    interval = evaluation.delong_interval(labels, b, confidence=0.9)
+    interval = metrics.delong_interval(labels, b, confidence=0.9)
     assert interval.value - interval.low == pytest.approx(half)
 
 
 def test_delong_agrees_with_the_bootstrap_on_the_variance():
     labels, a = simulated(60, 60, 1, 8)
     b = a + np.random.default_rng(9).normal(size=120)
-    pairs = evaluation.bootstrap_values(
+    pairs = metrics.bootstrap_values(
         lambda labels, rows: [
-            evaluation.auc(labels, a[rows.astype(int)]),
-            evaluation.auc(labels, b[rows.astype(int)]),
+            metrics.auc(labels, a[rows.astype(int)]),
+            metrics.auc(labels, b[rows.astype(int)]),
         ],
         labels,
         np.arange(120),
     )
-    result = evaluation.delong(labels, a, b)
+    result = metrics.delong(labels, a, b)
     z = norm.ppf(0.975)
     for values, interval in (
         (pairs[:, 0], result["auc_a"]),
@@ -232,24 +228,24 @@ def test_delong_agrees_with_the_bootstrap_on_the_variance():
 
 def test_delong_on_equal_opposite_and_constant_scores():
     labels, scores = simulated(20, 20, 1, 0)
-    same = evaluation.delong(labels, scores, scores)
+    same = metrics.delong(labels, scores, scores)
     assert (same["difference"].value, same["p_value"]) == (0, 1)
-    assert evaluation.delong(labels, scores, -scores)["p_value"] < 0.01
+    assert metrics.delong(labels, scores, -scores)["p_value"] < 0.01
     perfect, constant = labels.astype(float), np.zeros(40)
-    assert np.isnan(evaluation.delong(labels, perfect, constant)["p_value"])
-    near = evaluation.delong_interval([0, 0, 0, 1, 1, 1], [1, 2, 4, 3, 5, 6])
+    assert np.isnan(metrics.delong(labels, perfect, constant)["p_value"])
+    near = metrics.delong_interval([0, 0, 0, 1, 1, 1], [1, 2, 4, 3, 5, 6])
     assert near.high == 1
-    far = evaluation.delong_interval([0, 0, 0, 1, 1, 1], [2, 5, 6, 1, 3, 4])
+    far = metrics.delong_interval([0, 0, 0, 1, 1, 1], [2, 5, 6, 1, 3, 4])
     assert far.low == 0 < far.value
     with pytest.raises(ValueError, match="two studies of each class"):
-        evaluation.delong([0, 0, 1], [1, 2, 3], [1, 2, 3])
+        metrics.delong([0, 0, 1], [1, 2, 3], [1, 2, 3])
 
 
 @pytest.mark.parametrize("decimals", [None, 0])
 @pytest.mark.parametrize("seed", range(5))
 def test_youden_threshold_is_the_best_there_is(seed, decimals):
     labels, scores = simulated(13, 17, 1, seed, decimals)
-    threshold = evaluation.choose_threshold(labels, scores)
+    threshold = metrics.choose_threshold(labels, scores)
     best = max(
         balanced_accuracy_score(labels, scores >= candidate)
         for candidate in np.append(scores, np.inf)
@@ -258,26 +254,26 @@ def test_youden_threshold_is_the_best_there_is(seed, decimals):
 
 
 def test_threshold_stands_in_the_widest_gap_and_other_rules():
-    assert evaluation.choose_threshold([0, 0, 1, 1], [0.1, 0.3, 0.7, 0.9]) == pytest.approx(0.5)
+    assert metrics.choose_threshold([0, 0, 1, 1], [0.1, 0.3, 0.7, 0.9]) == pytest.approx(0.5)
     # 0.15 and 0.75 are equally good, the gap around 0.75 is wider
-    tied = evaluation.choose_threshold([0, 1, 0, 1], [0.1, 0.2, 0.6, 0.9])
+    tied = metrics.choose_threshold([0, 1, 0, 1], [0.1, 0.2, 0.6, 0.9])
     assert tied == pytest.approx(0.75)
-    assert evaluation.choose_threshold([0, 1], [0.4, 0.4]) == 0.4
+    assert metrics.choose_threshold([0, 1], [0.4, 0.4]) == 0.4
     # scores that point the wrong way: calling everybody COVID is the best they allow
-    assert evaluation.choose_threshold([1, 0], [0.1, 0.9]) == 0.1
+    assert metrics.choose_threshold([1, 0], [0.1, 0.9]) == 0.1
     labels, scores = simulated(40, 40, 1, 0)
-    threshold = evaluation.choose_threshold(labels, scores, "sensitivity", minimum=0.9)
+    threshold = metrics.choose_threshold(labels, scores, "sensitivity", minimum=0.9)
     assert (scores[labels == 1] >= threshold).mean() >= 0.9
     higher = np.min(scores[scores >= threshold])
     assert (scores[labels == 1] > higher).mean() < 0.9
     with pytest.raises(ValueError, match="rule 'f1'"):
-        evaluation.choose_threshold(labels, scores, "f1")
+        metrics.choose_threshold(labels, scores, "f1")
 
 
 def test_evaluate_gives_every_score_and_the_counts_behind_it():
     labels, logits = simulated(18, 22, 1, 0)
     scores = sigmoid(logits)
-    result = evaluation.evaluate(labels, scores, 0.6, n_resamples=100)
+    result = metrics.evaluate(labels, scores, 0.6, n_resamples=100)
     called = scores >= 0.6
     assert result["true_positive"] == np.sum(called & (labels == 1))
     assert result["false_positive"] == np.sum(called & (labels == 0))
@@ -295,13 +291,13 @@ def test_evaluate_gives_every_score_and_the_counts_behind_it():
     for name, value in expected.items():
         assert result[name].value == pytest.approx(value), name
         assert result[name].low <= value <= result[name].high, name
-    assert result["sensitivity"] == evaluation.wilson(result["true_positive"], 18)
-    assert result["specificity"] == evaluation.wilson(result["true_negative"], 22)
+    assert result["sensitivity"] == metrics.wilson(result["true_positive"], 18)
+    assert result["specificity"] == metrics.wilson(result["true_negative"], 22)
     json.dumps(result, allow_nan=False)
 
 
 def test_a_score_at_the_threshold_counts_as_covid():
-    result = evaluation.evaluate([0, 1], [0.4, 0.5], 0.5, n_resamples=20)
+    result = metrics.evaluate([0, 1], [0.4, 0.5], 0.5, n_resamples=20)
     assert result["sensitivity"].value == result["specificity"].value == 1
 
 
@@ -320,22 +316,22 @@ def test_a_score_at_the_threshold_counts_as_covid():
 )
 def test_evaluate_refuses_what_it_cannot_judge(labels, scores, message):
     with pytest.raises(ValueError, match=message):
-        evaluation.evaluate(labels, scores, 0.5, n_resamples=20)
+        metrics.evaluate(labels, scores, 0.5, n_resamples=20)
 
 
 def test_patients_must_be_named_for_every_study():
     with pytest.raises(ValueError, match="one per study"):
-        evaluation.bootstrap(evaluation.auc, [0, 1, 1], [0.1, 0.2, 0.3], patients=[1, 2])
+        metrics.bootstrap(metrics.auc, [0, 1, 1], [0.1, 0.2, 0.3], patients=[1, 2])
 
 
 def test_comparison_table_has_the_majority_class_and_one_row_a_model():
     labels, logits = simulated(18, 12, 1.5, 0)
     scores = sigmoid(logits)
     models = {"good": (labels, scores, 0.6), "reversed": (labels, 1 - scores, 0.5)}
-    table = evaluation.comparison_table(models, n_resamples=100)
+    table = metrics.comparison_table(models, n_resamples=100)
     assert list(table.index) == ["good", "reversed", "majority class"]
-    single = evaluation.evaluate(labels, scores, 0.6, n_resamples=100)
-    for metric in evaluation.METRICS:
+    single = metrics.evaluate(labels, scores, 0.6, n_resamples=100)
+    for metric in metrics.METRICS:
         assert table.loc["good", metric.replace("_", " ")] == str(single[metric])
     majority = table.loc["majority class"]
     assert majority["auc"].startswith("0.50") and majority["balanced accuracy"].startswith("0.50")
@@ -343,12 +339,12 @@ def test_comparison_table_has_the_majority_class_and_one_row_a_model():
     assert majority["sensitivity"].startswith("1.00")
     models["other studies"] = (1 - labels, scores, 0.5)
     with pytest.raises(ValueError, match="other studies"):
-        evaluation.comparison_table(models, n_resamples=10)
+        metrics.comparison_table(models, n_resamples=10)
 
 
 def test_curves_equal_scikit_learn_on_the_grid_and_lie_in_their_bands():
     labels, scores = simulated(30, 40, 1, 0, decimals=1)
-    grid, curve, low, high = evaluation.curve_bands(labels, scores, "roc", n_resamples=200)
+    grid, curve, low, high = metrics.curve_bands(labels, scores, "roc", n_resamples=200)
     fpr, tpr, _ = roc_curve(labels, scores, drop_intermediate=False)
     for rate, value in zip(fpr, tpr, strict=True):
         if np.isclose(grid, rate).any():
@@ -357,7 +353,7 @@ def test_curves_equal_scikit_learn_on_the_grid_and_lie_in_their_bands():
     assert area == pytest.approx(roc_auc_score(labels, scores), abs=0.01)
     assert (low <= curve + 0.1).all() and (curve <= high + 0.1).all() and (low < high)[1:-1].any()
 
-    grid, curve, low, high = evaluation.curve_bands(labels, scores, "pr", n_resamples=200)
+    grid, curve, low, high = metrics.curve_bands(labels, scores, "pr", n_resamples=200)
     precision, recall, _ = precision_recall_curve(labels, scores)
     expected = [precision[recall >= point - 1e-9][-1 if point > 0 else -2] for point in grid]
     assert curve[1:] == pytest.approx(expected[1:])
@@ -371,7 +367,7 @@ def test_bands_narrow_with_more_patients_but_not_with_copies():
     patients = np.repeat(np.arange(40), 5)
 
     def width(data, patients=None):
-        _, _, low, high = evaluation.curve_bands(*data, n_resamples=200, patients=patients)
+        _, _, low, high = metrics.curve_bands(*data, n_resamples=200, patients=patients)
         return (high - low).mean()
 
     assert width(many) < 0.5 * width(few)
@@ -382,24 +378,24 @@ def test_reliability_bins_hold_equal_counts_and_their_own_means():
     rng = np.random.default_rng(0)
     probabilities = rng.random(1000)
     labels = (rng.random(1000) < probabilities).astype(int)
-    bins = evaluation.reliability(labels, probabilities, n_bins=4)
+    bins = metrics.reliability(labels, probabilities, n_bins=4)
     assert list(bins["count"]) == [250] * 4
     order = np.argsort(probabilities).reshape(4, 250)
     assert bins.predicted.to_numpy() == pytest.approx(probabilities[order].mean(axis=1))
     assert bins.observed.to_numpy() == pytest.approx(labels[order].mean(axis=1))
-    expected = evaluation.wilson(int(labels[order[0]].sum()), 250)
+    expected = metrics.wilson(int(labels[order[0]].sum()), 250)
     assert tuple(bins.loc[0, ["observed", "low", "high"]]) == pytest.approx(expected)
     assert ((bins.low <= bins.predicted) & (bins.predicted <= bins.high)).all()
-    off = evaluation.reliability(labels, probabilities**4, n_bins=4)
+    off = metrics.reliability(labels, probabilities**4, n_bins=4)
     assert (off.predicted < off.low).any()
 
 
 def test_reliability_never_splits_equal_probabilities():
     labels = np.repeat([0, 1], 20)
-    one = evaluation.reliability(labels, np.full(40, 0.5))
+    one = metrics.reliability(labels, np.full(40, 0.5))
     assert len(one) == 1 and one.observed[0] == 0.5 and one["count"][0] == 40
     with pytest.raises(ValueError, match="0..1"):
-        evaluation.reliability(labels, np.full(40, 1.5))
+        metrics.reliability(labels, np.full(40, 1.5))
 
 
 def test_published_specificity_follows_from_the_published_figures():
@@ -416,7 +412,7 @@ def test_published_specificity_follows_from_the_published_figures():
     pd.testing.assert_series_equal(table.balanced_accuracy, mean, check_names=False)
     seed = table.loc["3-D CNN, 20 scans"]
     assert seed.specificity == pytest.approx(0.90)
-    assert str(evaluation.wilson(seed.accuracy * 20, 20)) == "0.80 [0.58, 0.92]"
+    assert str(metrics.wilson(seed.accuracy * 20, 20)) == "0.80 [0.58, 0.92]"
 
 
 def test_histogram_counts_grey_values():
@@ -440,7 +436,7 @@ def test_histogram_baseline_learns_brightness_but_not_noise(tmp_path):
     np.save(tmp_path / "volumes.npy", volumes)
     mapped = np.load(tmp_path / "volumes.npy", mmap_mode="r")
     pipeline, probabilities = baselines.histogram_baseline(mapped[:30], labels[:30], mapped[30:])
-    assert evaluation.auc(labels[30:], probabilities) == 1
+    assert metrics.auc(labels[30:], probabilities) == 1
     again = pipeline.predict_proba(baselines.hu_histogram(volumes[30:]))[:, 1]
     assert probabilities == pytest.approx(again)
     noise = rng.permutation(labels)
@@ -462,7 +458,7 @@ def test_logistic_regression_standardises_and_repeats_itself():
     ]
     np.testing.assert_array_equal(probabilities[0], probabilities[1])
     np.testing.assert_allclose(probabilities[0], probabilities[2], atol=1e-4)
-    assert evaluation.auc(labels[40:], probabilities[0]) > 0.85
+    assert metrics.auc(labels[40:], probabilities[0]) > 0.85
     with pytest.raises(ValueError, match="at least two"):
         baselines.logistic_regression(features[:3], [0, 0, 1])
 

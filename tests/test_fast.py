@@ -9,17 +9,21 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from helpers import headers, phantom
-from helpers.cohort import find_studies
-from helpers.fast import add_blocks, mix, preprocess_fast, shrink_slices
-from helpers.volumes import (
-    UnreadableStudy,
+from helpers.ct import nifti_checks
+from helpers.ct.cohort import find_studies
+from helpers.ct.nifti import read_study
+from helpers.ct.nifti_checks import UnreadableStudy
+from helpers.ct.preprocessing import (
+    add_blocks,
+    mix,
     pad_to_square,
     preprocess,
-    read_study,
+    preprocess_fast,
     resampling_matrix,
+    shrink_slices,
     window,
 )
+from helpers.phantom import simulate
 
 LAS = np.diag([-0.7, 0.7, 8.0, 1.0])
 
@@ -84,7 +88,7 @@ def test_fast_equals_simple_where_the_slices_are_not_square(tmp_path, shape):
 
 
 def test_fast_equals_simple_on_the_phantom(tmp_path):
-    phantom.make_cohort(tmp_path, {"CT-2": 1}, 128, workers=1)
+    simulate.make_cohort(tmp_path, {"CT-2": 1}, 128, workers=1)
     study = read_study(tmp_path / find_studies(tmp_path).file[0])
     assert_equal_but_for_ties(study, (32, 64, 64))
 
@@ -158,21 +162,21 @@ def test_without_the_fast_library_everything_is_read_alike(tmp_path):
 @pytest.mark.parametrize("library", ["isal", "gzip"])
 def test_unpacking_reads_to_the_end(tmp_path, monkeypatch, library):
     if library == "isal":
-        monkeypatch.setattr(headers, "gzip", pytest.importorskip("isal.igzip"))
+        monkeypatch.setattr(nifti_checks, "gzip", pytest.importorskip("isal.igzip"))
     else:
-        monkeypatch.setattr(headers, "gzip", gzip)
+        monkeypatch.setattr(nifti_checks, "gzip", gzip)
     path, content = tmp_path / "x.nii.gz", os.urandom(5000)
     packed = gzip.compress(content)
     path.write_bytes(packed)
-    assert headers.unpack(path, 5000) == content
+    assert nifti_checks.unpack(path, 5000) == content
     path.write_bytes(gzip.compress(content[:2000]) + gzip.compress(content[2000:]))
-    assert headers.unpack(path, 5000) == content
+    assert nifti_checks.unpack(path, 5000) == content
     for damaged in (packed + packed, gzip.compress(content[:-1])):
         path.write_bytes(damaged)
         with pytest.raises(UnreadableStudy, match="longer|shorter"):
-            headers.unpack(path, 5000)
+            nifti_checks.unpack(path, 5000)
     wrong_crc = packed[:-8] + bytes([packed[-8] ^ 1]) + packed[-7:]
     for damaged in (packed[:-8], packed[:-4], packed[:2000], wrong_crc):
         path.write_bytes(damaged)
         with pytest.raises((OSError, EOFError)):
-            headers.unpack(path, 5000)
+            nifti_checks.unpack(path, 5000)

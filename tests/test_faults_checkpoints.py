@@ -14,8 +14,8 @@ from fault_marks import MISMATCH
 from interrupted import LABELS, TRAIN, VALIDATION
 from torch import nn
 
-from helpers import checkpoints, training
-from helpers.checkpoints import CheckpointError, read_checkpoint
+from helpers.learn import checkpoints, training
+from helpers.learn.checkpoints import CheckpointError, read_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 MARK = "a-hostile-checkpoint-was-run"

@@ -21,18 +21,14 @@ from local_server import LocalServer
 from PIL import Image
 from test_faults_interruptions import files
 
-from helpers import (
-    checkpoints,
-    cohort,
-    course,
-    covid_phantom,
-    downloads,
-    gifs,
-    mirror,
-    mosmed,
-    phantom,
-)
-from helpers.files import write_whole
+from helpers.course import runs
+from helpers.ct import cohort, mosmed
+from helpers.ct.cache import preprocess_cohort
+from helpers.figures import gifs
+from helpers.learn import checkpoints
+from helpers.phantom import covidct_twin, simulate
+from helpers.storage import downloads, mirror
+from helpers.storage.files import write_whole
 
 pytestmark = FULL()
 MEGABYTE = 1 << 20
@@ -115,13 +111,13 @@ class MosMed:
 class Preprocessing:
     def __init__(self, disk, tmp_path):
         self.root, self.cache = tmp_path / "cohort", disk / "cache"
-        phantom.make_cohort(self.root, {"CT-0": 2, "CT-3": 2}, 64, workers=1, n_slices=8)
+        simulate.make_cohort(self.root, {"CT-0": 2, "CT-3": 2}, 64, workers=1, n_slices=8)
         self.build(tmp_path / "whole")
         self.whole = files(tmp_path / "whole")
 
     def build(self, cache):
         table = cohort.find_studies(self.root)
-        cohort.preprocess_cohort(table, self.root, cache, (8, 160, 160), workers=1)
+        preprocess_cohort(table, self.root, cache, (8, 160, 160), workers=1)
 
     def __call__(self):
         self.build(self.cache)
@@ -147,10 +143,10 @@ class Checkpoint:
 class Results:
     def __init__(self, disk, tmp_path):
         self.runs = disk / "runs"
-        course.save_results("06", {"a": 1}, self.runs)
+        runs.save_results("06", {"a": 1}, self.runs)
 
     def __call__(self):
-        course.save_results("06", {"a": list(range(100_000))}, self.runs)
+        runs.save_results("06", {"a": list(range(100_000))}, self.runs)
 
 
 class Array:
@@ -186,22 +182,22 @@ class Phantom:
         self.root = disk / "phantom"
 
     def __call__(self):
-        phantom.make_cohort(self.root, {"CT-0": 1, "CT-3": 1}, 128, workers=1, n_slices=12)
+        simulate.make_cohort(self.root, {"CT-0": 1, "CT-3": 1}, 128, workers=1, n_slices=12)
         assert len(cohort.find_studies(self.root)) == 2
 
 
 class PhantomByWorkers(Phantom):
     def __call__(self):
-        phantom.make_cohort(self.root, {"CT-0": 1, "CT-3": 1}, 128, workers=2, n_slices=12)
+        simulate.make_cohort(self.root, {"CT-0": 1, "CT-3": 1}, 128, workers=2, n_slices=12)
 
 
 class Twin:
     def __init__(self, disk, tmp_path):
         self.root = disk / "twin"
-        self.whole = covid_phantom.make_twin(tmp_path / "twin", 20, 20, matrix=64, workers=1)
+        self.whole = covidct_twin.make_twin(tmp_path / "twin", 20, 20, matrix=64, workers=1)
 
     def __call__(self):
-        covid_phantom.make_twin(self.root, 20, 20, matrix=64, workers=1)
+        covidct_twin.make_twin(self.root, 20, 20, matrix=64, workers=1)
         assert files(self.root) == files(self.whole)
 
 
@@ -225,7 +221,7 @@ class Restoring(Keeping):
 
     def __call__(self):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(mirror, "check_space", lambda *_: None)
+            patch.setattr(downloads, "check_space", lambda *_: None)
             mirror.restore(self.target, self.drive)
         assert files(self.target) == files(self.folder)
 

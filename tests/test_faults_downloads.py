@@ -10,8 +10,8 @@ import threading
 import pytest
 from local_server import LocalServer
 
-from helpers import downloads
-from helpers.downloads import DownloadError, download
+from helpers.storage import downloads
+from helpers.storage.downloads import DownloadError, download
 
 CONTENT = b"PK" + random.Random(3).randbytes(400_000)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()

@@ -16,8 +16,9 @@ import torch
 from interrupted import shares
 from local_server import LocalServer
 
-from helpers import mirror, phantom
-from helpers.downloads import file_size
+from helpers.phantom import simulate
+from helpers.storage import mirror
+from helpers.storage.downloads import file_size
 
 pytestmark = pytest.mark.usefixtures("killer")
 moments = pytest.mark.parametrize("share", shares())
@@ -117,7 +118,7 @@ def test_killed_unpacking_goes_on(share, archive, killer, tmp_path):
 def studies(killer, tmp_path_factory):
     """A cohort, the files of its cache, and the seconds that it takes to make."""
     root = tmp_path_factory.mktemp("cohort")
-    phantom.make_cohort(root, {"CT-0": 6, "CT-3": 6}, 64, workers=1, n_slices=16)
+    simulate.make_cohort(root, {"CT-0": 6, "CT-3": 6}, 64, workers=1, n_slices=16)
     killer.finish(interrupted.preprocess, root, root / "warm")
     seconds = killer.finish(interrupted.preprocess, root, root / "cache")
     return root, files(root / "cache"), seconds

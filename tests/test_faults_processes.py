@@ -14,8 +14,10 @@ from fault_marks import TWO
 from jupyter_client.manager import start_new_kernel
 from test_faults_interruptions import assert_same_run, files
 
-from helpers import cohort, phantom
-from helpers.runner import ROOT
+from helpers.course.runner import ROOT
+from helpers.ct import cohort
+from helpers.ct.cache import preprocess_cohort
+from helpers.phantom import simulate
 
 CTRL_C = pytest.mark.faults("Interruptions", "Ctrl-C in a notebook")
 PATIENCE = 120
@@ -32,7 +34,7 @@ def at_once(killer, *jobs):
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory):
     root = tmp_path_factory.mktemp("cohort")
-    phantom.make_cohort(root, {"CT-0": 4, "CT-3": 4}, 64, workers=1, n_slices=16)
+    simulate.make_cohort(root, {"CT-0": 4, "CT-3": 4}, 64, workers=1, n_slices=16)
     return root
 
 
@@ -97,7 +99,7 @@ def test_workers_end_with_a_killed_parent(tmp_path):
         client.execute(
             "import os, sys; sys.path.insert(0, os.environ['COURSE'])\n"
             "from helpers import phantom\n"
-            "phantom.make_cohort('made', {'CT-0': 400}, 64, workers=2)"
+            "simulate.make_cohort('made', {'CT-0': 400}, 64, workers=2)"
         )
         return manager, client
 
@@ -186,17 +188,17 @@ def test_ctrl_c_in_preprocessing_and_in_the_phantom(kernel, tmp_path):
     root = tmp_path / "phantom"
     code = (
         "from helpers import phantom, cohort\n"
-        f"phantom.make_cohort({str(root)!r}, {{'CT-0': 12, 'CT-3': 12}}, 64, workers=2)"
+        f"simulate.make_cohort({str(root)!r}, {{'CT-0': 12, 'CT-3': 12}}, 64, workers=2)"
     )
     interrupt_when(kernel, code, lambda: len(list(root.glob("studies/*/*.nii.gz"))) > 2)
     run_cell(kernel, code)
     code = (
         f"root = {str(root)!r}; table = cohort.find_studies(root)\n"
-        "cohort.preprocess_cohort(table, root, root + '/cache', (64, 256, 256), workers=2)"
+        "preprocess_cohort(table, root, root + '/cache', (64, 256, 256), workers=2)"
     )
     interrupt_when(kernel, code, lambda: len(list(root.glob("cache/*/rows/*.json"))) > 2)
     run_cell(kernel, code)
-    made = cohort.preprocess_cohort(
+    made = preprocess_cohort(
         cohort.find_studies(root), root, tmp_path / "whole", (64, 256, 256), workers=1
     )
     (cache,) = root.glob("cache/*/volumes-*.npy")

@@ -26,9 +26,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from helpers import checkpoints, covid_ct, covid_phantom, mirror
-from helpers.downloads import ArchiveError, DownloadError, unpack_zip
-from helpers.volumes import UnreadableStudy, read_study
+from helpers.covidct import covid_ct
+from helpers.ct.nifti import read_study
+from helpers.ct.nifti_checks import UnreadableStudy
+from helpers.learn import checkpoints
+from helpers.phantom import covidct_twin
+from helpers.storage import mirror
+from helpers.storage.downloads import ArchiveError, DownloadError, unpack_zip
 
 OUTSIDE = Path(tempfile.gettempdir()) / "written-outside"
 MEMORY = 256 << 20  # bytes more than are in use already
@@ -445,7 +449,7 @@ def test_a_tar_at_random_writes_nothing_outside(listed):
 
 @pytest.fixture(scope="module")
 def twin(tmp_path_factory):
-    return covid_phantom.make_twin(tmp_path_factory.mktemp("twin"), 20, 20, matrix=48, workers=1)
+    return covidct_twin.make_twin(tmp_path_factory.mktemp("twin"), 20, 20, matrix=48, workers=1)
 
 
 @tried("a file of COVID-CT cut, or changed anywhere", 150)

@@ -18,7 +18,7 @@ import urllib.request
 import pytest
 from faults import BANDIT
 
-from helpers.runner import ROOT, notebook_files
+from helpers.course.runner import ROOT, notebook_files
 
 
 def security(what, cases=1):

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from helpers.augmentation import SequenceAugmentation, augment
-from helpers.features import encode_scans, folds, predict_fold
-from helpers.models import BiLSTMClassifier, SliceEncoder
-from helpers.prediction import Scans
+from helpers.learn.augmentation import SequenceAugmentation, augment
+from helpers.learn.devices import Scans
+from helpers.learn.features import encode_scans, folds, predict_fold
+from helpers.learn.networks import BiLSTMClassifier, SliceEncoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

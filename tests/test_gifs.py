@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from helpers import gifs
-from helpers.gifs import pair_gifs, phantom_gifs, save_gif
+from helpers.course.runner import phantom_gifs
+from helpers.figures import gifs
+from helpers.figures.gifs import pair_gifs, save_gif
 from tests.conftest import ROOT
 
 FILES = ("ct0_normal_raw", "ct0_normal_normalized", "ct23_abnormal_raw", "ct23_abnormal_normalized")

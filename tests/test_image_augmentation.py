@@ -10,7 +10,7 @@ import torch
 from scipy import ndimage
 from torchvision.transforms import functional as transforms
 
-from helpers.image_augmentation import CONTRAST, PUBLISHED, Recipe, blur, cut_out
+from helpers.learn.augmentation import CONTRAST, PUBLISHED, Recipe, blur, cut_out
 
 NOTHING = {"flip": False}
 TURNED = Recipe(scale=(0.6, 1.0), ratio=1.2, degrees=15, contrast=0.3, gamma=1.5, noise=0.04)

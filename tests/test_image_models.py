@@ -13,16 +13,17 @@ from torch.nn import functional
 from torchvision.models import DenseNet169_Weights, densenet169
 from torchvision.transforms.functional import normalize
 
-from helpers.image_augmentation import Recipe
-from helpers.image_models import (
+from helpers.learn.augmentation import Recipe
+from helpers.learn.networks import (
     DenseNet169Encoder,
     ImageClassifier,
     ResidualBlock,
     SmallCNN,
+    count_parameters,
     densenet169_encoder,
 )
-from helpers.models import count_parameters
-from helpers.training import fit, predict
+from helpers.learn.prediction import predict
+from helpers.learn.training import fit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 from sklearn.metrics import f1_score, roc_auc_score
 
-from helpers import audit, covid_ct, images, training
-from helpers.image_augmentation import PUBLISHED
+from helpers.course import images, sources
+from helpers.covidct import audit, covid_ct
+from helpers.learn import prediction, training
+from helpers.learn.augmentation import PUBLISHED
 
 PARTS = ("train", "validation", "test")
 
@@ -26,7 +28,7 @@ def made(tmp_path_factory):
 
 def test_images_are_letterboxed_in_the_tables_order(made):
     folder, data = made
-    root, caption = covid_ct.get("phantom", folder / "data", "tiny")
+    root, caption = sources.get("phantom", folder / "data", "tiny")
     table = covid_ct.read_collection(root)
     assert data.images.shape == (len(table), 1, 32, 32) and data.images.dtype == np.uint8
     assert data.caption == caption
@@ -37,7 +39,7 @@ def test_images_are_letterboxed_in_the_tables_order(made):
 
 def test_both_splits_and_what_may_be_pretrained_on(made):
     folder, data = made
-    root, _ = covid_ct.get("phantom", folder / "data", "tiny")
+    root, _ = sources.get("phantom", folder / "data", "tiny")
     decoded = covid_ct.read_images(root, data.table)
     pairs = audit.near_duplicates(decoded, data.table)
     clean, _ = audit.cleaned_split(data.table, pairs, 0)
@@ -72,7 +74,7 @@ def test_a_changed_collection_is_decoded_anew(made, tmp_path):
     import shutil
 
     folder, data = made
-    root, _ = covid_ct.get("phantom", folder / "data", "tiny")
+    root, _ = sources.get("phantom", folder / "data", "tiny")
     mine = tmp_path / "mine"
     shutil.copytree(root, mine)
     first = images.prepare(str(mine), "tiny", tmp_path / "work")
@@ -224,7 +226,7 @@ def test_the_answer_is_the_same_for_the_mirror_image(made):
     answers = images.probabilities(data, model)
     mirrored = replace(data, images=np.ascontiguousarray(data.images[..., ::-1]))
     np.testing.assert_allclose(images.probabilities(mirrored, model), answers, atol=1e-6)
-    plain = training.predict(model, data.images, np.arange(len(data.images)))[0]
+    plain = prediction.predict(model, data.images, np.arange(len(data.images)))[0]
     assert np.abs(plain - answers).max() > 1e-4
     assert answers.shape == (len(data.images),) and (answers >= 0).all() and (answers <= 1).all()
 

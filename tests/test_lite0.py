@@ -7,9 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import lite0
-from helpers.lite0 import Lite0Encoder, SamePadding, WeightsError, read_weights
-from helpers.models import BiLSTMClassifier
+from helpers.learn import networks
+from helpers.learn.networks import (
+    BiLSTMClassifier,
+    Lite0Encoder,
+    SamePadding,
+    WeightsError,
+    lite0_weights,
+)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +53,7 @@ def test_features_are_those_of_the_published_network(encoder, n):
 
 
 def test_a_folded_norm_is_the_convolution_and_the_norm(encoder):
-    published = list(read_weights().values())[:6]
+    published = list(lite0_weights().values())[:6]
     convolution, norm = nn.Conv2d(3, 32, 3, stride=2, bias=False), nn.BatchNorm2d(32, eps=1e-3)
     convolution.weight.data, (norm.weight.data, norm.bias.data) = published[0], published[1:3]
     norm.running_mean, norm.running_var = published[3:5]
@@ -95,7 +100,7 @@ def test_a_missing_package_is_one_line(monkeypatch):
 
 
 def test_another_file_under_the_name_is_refused(monkeypatch, tmp_path):
-    path = tmp_path / lite0.WEIGHTS
+    path = tmp_path / networks.LITE0_WEIGHTS
     found = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
     with pytest.raises(WeightsError, match="no ImageNet weights"):

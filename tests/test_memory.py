@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import memory, training
-from helpers.models import BiLSTMClassifier, Keras3DCNN, SliceEncoder
+from helpers.learn import devices, training
+from helpers.learn.networks import BiLSTMClassifier, Keras3DCNN, SliceEncoder
 
 FULL = pytest.mark.faults(
     "Memory", "a training of 64 x 256 x 256 in 12 GB runs, or is refused first"
@@ -37,35 +37,35 @@ def really_kept(model, shape):
 @pytest.mark.parametrize("batch", [1, 3])
 def test_what_is_kept_is_counted_without_computing(make, batch):
     model = make()
-    counted = memory.bytes_kept(model, (batch, *SIZE))
+    counted = devices.bytes_kept(model, (batch, *SIZE))
     assert counted == pytest.approx(really_kept(model, (batch, *SIZE)), rel=0.15)
     assert next(model.parameters()).device.type == "cpu"
 
 
 def test_kept_grows_with_the_batch_and_shrinks_with_checkpointing():
-    one, four = (memory.bytes_kept(BiLSTMClassifier(), (n, *SIZE)) for n in (1, 4))
+    one, four = (devices.bytes_kept(BiLSTMClassifier(), (n, *SIZE)) for n in (1, 4))
     assert four == pytest.approx(4 * one, rel=0.15)
-    assert memory.bytes_kept(BiLSTMClassifier(checkpoint=True), (4, *SIZE)) < four / 2
+    assert devices.bytes_kept(BiLSTMClassifier(checkpoint=True), (4, *SIZE)) < four / 2
 
 
 @pytest.fixture
 def tight(monkeypatch):
     """Two scans fit, three do not."""
-    kept = memory.bytes_kept(Keras3DCNN(8), (1, *SIZE))
+    kept = devices.bytes_kept(Keras3DCNN(8), (1, *SIZE))
     weights = 4 * sum(p.nbytes for p in Keras3DCNN(8).parameters())
-    free = int(weights + 2.5 * memory.PEAK * kept)
-    monkeypatch.setattr(memory, "free_memory", lambda: free)
+    free = int(weights + 2.5 * devices.PEAK * kept)
+    monkeypatch.setattr(devices, "free_memory", lambda: free)
 
 
 @FULL
 def test_what_fits_passes_and_what_does_not_says_what_to_lower(tight):
-    memory.check_memory(Keras3DCNN(8), 2, SIZE, CPU)
-    with pytest.raises(memory.NotEnoughMemory, match="lower batch_size to 2") as refused:
-        memory.check_memory(Keras3DCNN(8), 3, SIZE, CPU)
+    devices.check_memory(Keras3DCNN(8), 2, SIZE, CPU)
+    with pytest.raises(devices.NotEnoughMemory, match="lower batch_size to 2") as refused:
+        devices.check_memory(Keras3DCNN(8), 3, SIZE, CPU)
     assert len(str(refused.value).splitlines()) == 1
-    memory.check_memory(Keras3DCNN(8), 4, SIZE, CPU, "bf16")
-    with pytest.raises(memory.NotEnoughMemory, match="smaller volumes"):
-        memory.check_memory(Keras3DCNN(64), 1, (32, 96, 96), CPU)
+    devices.check_memory(Keras3DCNN(8), 4, SIZE, CPU, "bf16")
+    with pytest.raises(devices.NotEnoughMemory, match="smaller volumes"):
+        devices.check_memory(Keras3DCNN(64), 1, (32, 96, 96), CPU)
 
 
 @FULL
@@ -73,7 +73,7 @@ def test_training_is_refused_before_it_starts(tight, tmp_path):
     volumes = np.zeros((6, *SIZE), np.uint8)
     rows = np.arange(6)
     arguments = (Keras3DCNN(8), volumes, rows % 2, rows, rows, tmp_path / "run")
-    with pytest.raises(memory.NotEnoughMemory, match="lower batch_size to 2"):
+    with pytest.raises(devices.NotEnoughMemory, match="lower batch_size to 2"):
         training.fit(*arguments, epochs=1, batch_size=6)
     assert not (tmp_path / "run").exists()
     assert len(training.fit(*arguments, epochs=1, batch_size=2)) == 1
@@ -84,20 +84,20 @@ def test_a_network_that_needs_numbers_is_let_through(monkeypatch):
         def forward(self, volumes):
             return volumes.sum().item(), None
 
-    monkeypatch.setattr(memory, "free_memory", lambda: 1)
-    memory.check_memory(Asks(), 2, SIZE, CPU)
+    monkeypatch.setattr(devices, "free_memory", lambda: 1)
+    devices.check_memory(Asks(), 2, SIZE, CPU)
 
 
 def test_free_memory_knows_the_limit_of_the_process():
     resource = pytest.importorskip("resource")
     psutil = pytest.importorskip("psutil")
-    free = memory.free_memory()
+    free = devices.free_memory()
     assert 0 < free <= psutil.virtual_memory().total
     before = resource.getrlimit(resource.RLIMIT_AS)
     limit = psutil.Process().memory_info().vms + 100_000_000
     resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
     try:
-        assert memory.free_memory() <= 100_000_000
+        assert devices.free_memory() <= 100_000_000
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
@@ -146,16 +146,16 @@ def test_a_gpu_without_room_says_so_in_one_line(tmp_path, monkeypatch, batch, sa
     volumes, labels = np.zeros((6, 8, 16, 16), np.uint8), np.arange(6) % 2
     parts = (np.arange(4), np.arange(4, 6), tmp_path)
     model = BiLSTMClassifier(SliceEncoder(8, 8), hidden=4)
-    with pytest.raises(memory.NotEnoughMemory, match=said) as error:
+    with pytest.raises(devices.NotEnoughMemory, match=said) as error:
         training.fit(model, volumes, labels, *parts, batch_size=batch, device="cpu")
     assert "\n" not in str(error.value) and "checkpoint=True" in str(error.value)
     assert not list(tmp_path.glob("*.pt"))
 
 
 def test_on_a_gpu_nothing_is_estimated(monkeypatch):
-    monkeypatch.setattr(memory, "free_memory", lambda: 1)
-    memory.check_memory(nn.Linear(2, 2), 8, (64, 256, 256), torch.device("cuda"))
-    with pytest.raises(memory.NotEnoughMemory):
-        memory.check_memory(
+    monkeypatch.setattr(devices, "free_memory", lambda: 1)
+    devices.check_memory(nn.Linear(2, 2), 8, (64, 256, 256), torch.device("cuda"))
+    with pytest.raises(devices.NotEnoughMemory):
+        devices.check_memory(
             BiLSTMClassifier(SliceEncoder(8, 8)), 8, (16, 64, 64), torch.device("cpu")
         )

@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 from fault_marks import MIRROR, TWO
 
-from helpers import course, downloads, mirror, phantom
-from helpers.mirror import MirrorError, keep, restore
+from helpers.course import runs, sources
+from helpers.phantom import simulate
+from helpers.storage import downloads, mirror
+from helpers.storage.mirror import MirrorError, keep, restore
 
 
 @pytest.fixture
@@ -352,7 +354,7 @@ def test_two_at_once_do_not_harm_each_other(folder, drive, monkeypatch):
     (folder / "new").write_bytes(b"new")
     before = kept(folder)
     with monkeypatch.context() as patch:
-        patch.setattr(mirror, "lock", lambda path: nullcontext())
+        patch.setattr(downloads, "lock", lambda path: nullcontext())
         at_once(keep)
     assert [path.name for path in drive.iterdir()] == ["cohort.tar"]
     shutil.rmtree(folder)
@@ -363,21 +365,21 @@ def test_two_at_once_do_not_harm_each_other(folder, drive, monkeypatch):
 def test_a_lost_machine_goes_on_where_it_stopped(tmp_path, drive, monkeypatch):
     machine, to = tmp_path / "machine", drive / "ct-course"
     data_dir, runs_dir = machine / "data", machine / "runs"
-    data = course.prepare("phantom", "tiny", data_dir, mirror=to)
+    data = runs.prepare("phantom", "tiny", data_dir, mirror=to)
     assert data.mirror == str(to)
     assert [path.name for path in to.iterdir()] == ["phantom-tiny.tar"]
     first = (to / "phantom-tiny.tar").stat()
-    course.get_studies("phantom", "tiny", data_dir, to)
-    assert course.prepare("phantom", "tiny", data_dir, mirror=to).table.equals(data.table)
+    sources.get_studies("phantom", "tiny", data_dir, to)
+    assert runs.prepare("phantom", "tiny", data_dir, mirror=to).table.equals(data.table)
     assert (to / "phantom-tiny.tar").stat().st_ino == first.st_ino, "copied without a change"
-    whole = course.train(replace(data, mirror=""), runs_dir=tmp_path / "unbroken")[1]
+    whole = runs.train(replace(data, mirror=""), runs_dir=tmp_path / "unbroken")[1]
     assert len(whole) == 2 and len(list(to.iterdir())) == 1
 
     def lose_machine(history):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        course.train(data, runs_dir=runs_dir, on_epoch=lose_machine, max_epochs_this_call=1)
+        runs.train(data, runs_dir=runs_dir, on_epoch=lose_machine, max_epochs_this_call=1)
     names = {"phantom-tiny.tar", f"bilstm-{data.run_name}.tar"}
     assert {path.name for path in to.iterdir()} == names
     labels, volumes = data.labels, data.volumes[:]
@@ -387,22 +389,22 @@ def test_a_lost_machine_goes_on_where_it_stopped(tmp_path, drive, monkeypatch):
     def must_not(*arguments, **options):
         raise AssertionError("made again")
 
-    monkeypatch.setattr(phantom, "_make_one", must_not)
-    monkeypatch.setattr(course.cohort, "_preprocess_one", must_not)
-    again = course.prepare("phantom", "tiny", data_dir, mirror=to)
+    monkeypatch.setattr(simulate, "_make_one", must_not)
+    monkeypatch.setattr("helpers.ct.cache._preprocess_one", must_not)
+    again = runs.prepare("phantom", "tiny", data_dir, mirror=to)
     assert (again.labels == labels).all() and (again.volumes == volumes).all()
     for name, both in files(data_dir).items():
         if name.endswith((".nii.gz", ".npy")):
             assert both == mirrored[f"data/{name}"]
     calls = []
-    history = course.train(again, runs_dir=runs_dir, on_epoch=lambda h: calls.append(len(h)))[1]
+    history = runs.train(again, runs_dir=runs_dir, on_epoch=lambda h: calls.append(len(h)))[1]
     assert calls == [1, 2], "epoch 1 was trained again"
     timeless = [name for name in whole if name != "seconds"]
     assert history[timeless].equals(whole[timeless])
 
     # the finished run comes back as well
     shutil.rmtree(runs_dir)
-    finished = course.train(again, runs_dir=runs_dir)[1]
+    finished = runs.train(again, runs_dir=runs_dir)[1]
     assert finished.equals(history)
 
     # and a mirror that fails meanwhile costs a warning, not the training
@@ -415,7 +417,7 @@ def test_a_lost_machine_goes_on_where_it_stopped(tmp_path, drive, monkeypatch):
     monkeypatch.setattr(shutil, "copyfile", fill_drive)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        history = course.train(again, runs_dir=runs_dir)[1]
+        history = runs.train(again, runs_dir=runs_dir)[1]
     assert history[timeless].equals(whole[timeless])
     (warning,) = [str(one.message) for one in caught if "mirrored" in str(one.message)]
     assert "No space left" in warning and "\n" not in warning
@@ -424,7 +426,7 @@ def test_a_lost_machine_goes_on_where_it_stopped(tmp_path, drive, monkeypatch):
     monkeypatch.undo()
     study_dir = data_dir / "phantom-tiny"
     before = files(study_dir)
-    own = course.prepare(str(study_dir), "tiny", machine / "work", mirror=to)
+    own = runs.prepare(str(study_dir), "tiny", machine / "work", mirror=to)
     assert files(study_dir) == before
     (archive,) = to.glob("phantom-tiny-*.tar")
     with tarfile.open(archive) as tar:
@@ -432,8 +434,8 @@ def test_a_lost_machine_goes_on_where_it_stopped(tmp_path, drive, monkeypatch):
     assert not [name for name in held if name.endswith(".nii.gz")]
     assert "split-ct0-ct23-seed0.csv" in held and "index.csv" in held
     shutil.rmtree(machine / "work")
-    monkeypatch.setattr(course.cohort, "_preprocess_one", must_not)
-    once_more = course.prepare(str(study_dir), "tiny", machine / "work", mirror=to)
+    monkeypatch.setattr("helpers.ct.cache._preprocess_one", must_not)
+    once_more = runs.prepare(str(study_dir), "tiny", machine / "work", mirror=to)
     assert once_more.table.equals(own.table)
 
 
@@ -445,14 +447,14 @@ def test_get_studies_keeps_what_it_made_and_asks_for_drive_first(tmp_path, drive
         root.mkdir(parents=True, exist_ok=True)
         (root / "study").write_bytes(b"study")
 
-    monkeypatch.setattr(phantom, "make_cohort", make)
-    for call in (course.get_studies, course.prepare):
+    monkeypatch.setattr(simulate, "make_cohort", make)
+    for call in (sources.get_studies, runs.prepare):
         with pytest.raises(MirrorError, match="mount Drive first"):
             call("phantom", "tiny", tmp_path / "data", mirror=tmp_path / "no" / "drive")
     assert not made, "work was done before the error"
-    root = course.get_studies("phantom", "tiny", tmp_path / "data", drive)[0]
+    root = sources.get_studies("phantom", "tiny", tmp_path / "data", drive)[0]
     archive = drive / "phantom-tiny.tar"
     content = archive.read_bytes()
     (root / "more").write_bytes(b"more")
-    course.get_studies("phantom", "tiny", tmp_path / "data", drive)
+    sources.get_studies("phantom", "tiny", tmp_path / "data", drive)
     assert archive.read_bytes() == content, "packed twice; prepare does that at its end"

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import moco
-from helpers.checkpoints import CheckpointError
-from helpers.image_augmentation import Recipe
-from helpers.image_models import SmallCNN
-from helpers.moco import MoCo, features, nearest, pretrain
-from helpers.training import learning_rate_factor
+from helpers.learn import moco
+from helpers.learn.augmentation import Recipe
+from helpers.learn.checkpoints import CheckpointError
+from helpers.learn.moco import MoCo, features, nearest, pretrain
+from helpers.learn.networks import SmallCNN
+from helpers.learn.training import learning_rate_factor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

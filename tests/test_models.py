@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers.models import (
+from helpers.learn.networks import (
     AttentionPooling,
     BiLSTMClassifier,
     Keras3DCNN,

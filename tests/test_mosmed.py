@@ -15,8 +15,9 @@ import pytest
 from fault_marks import CONNECTIONS, DAMAGED, ONCE, REFUSALS
 from local_server import LocalServer
 
-from helpers import downloads, mosmed
-from helpers.downloads import ArchiveError, DownloadError
+from helpers.ct import mosmed
+from helpers.storage import downloads
+from helpers.storage.downloads import ArchiveError, DownloadError
 
 STUDIES = {
     "CT-0.zip": {"CT-0": [1, 2, 100]},

@@ -11,7 +11,8 @@ import pytest
 from local_server import LocalServer
 from notebook_tools import CHROMIUM, FILES
 
-from helpers import cohort, runner
+from helpers.course import runner
+from helpers.ct import cohort
 
 every_notebook = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 
@@ -300,7 +301,7 @@ def test_a_folder_of_real_studies_runs_through_the_course(real_data, tmp_path):
         (folder / f"study_{number:04}.nii.gz").symlink_to(path)
     studies = cohort.find_studies(tmp_path / "mine")
     assert len(studies) == 16
-    code = "from helpers.runner import run_course as r; import sys; r(*sys.argv[1:3], 0)"
+    code = "from helpers.course.runner import run_course as r; import sys; r(*sys.argv[1:3], 0)"
     subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "mine"), "tiny"],
         cwd=tmp_path,

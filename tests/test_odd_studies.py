@@ -21,9 +21,11 @@ import numpy as np
 import pytest
 from fault_marks import BAD, COHORT, ODD
 
-from helpers import cohort, volumes
-from helpers.fast import preprocess_fast
-from helpers.volumes import UnreadableStudy, read_study
+from helpers.ct import cohort
+from helpers.ct.cache import preprocess_cohort
+from helpers.ct.nifti import read_mask, read_study
+from helpers.ct.nifti_checks import UnreadableStudy
+from helpers.ct.preprocessing import preprocess_fast
 
 SPACING = (2.0, 0.7, 0.9)
 DIRECTIONS = {"L": (0, -1), "R": (0, 1), "P": (1, -1), "A": (1, 1), "I": (2, -1), "S": (2, 1)}
@@ -588,7 +590,7 @@ def mixed_cohort(tmp_path):
 
 
 def build(root, **options):
-    return cohort.preprocess_cohort(
+    return preprocess_cohort(
         cohort.find_studies(root), root, root / "cache", (8, 12, 12), workers=1, **options
     )
 
@@ -650,4 +652,4 @@ def test_no_real_study_or_mask_is_refused(real_data):
     for path in studies:
         assert read_study(path).hu.max() > 300
     for path in sorted((real_data / "mosmed" / "masks").glob("*.nii.gz")):
-        assert volumes.read_mask(path).any()
+        assert read_mask(path).any()

@@ -15,7 +15,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from helpers import phantom
+from helpers.phantom import simulate
 
 INTERVALS = {"CT-1": (0, 0.25), "CT-2": (0.25, 0.5), "CT-3": (0.5, 0.75), "CT-4": (0.75, 1)}
 SMALL = {"counts": {"CT-0": 2, "CT-2": 1, "CT-3": 1}, "matrix": 64, "n_slices": 8, "seed": 7}
@@ -23,12 +23,12 @@ SMALL = {"counts": {"CT-0": 2, "CT-2": 1, "CT-3": 1}, "matrix": 64, "n_slices": 
 
 @pytest.fixture(scope="module")
 def healthy():
-    return [phantom.make_study(seed, "CT-0", matrix=128, scanner="A") for seed in range(3)]
+    return [simulate.make_study(seed, "CT-0", matrix=128, scanner="A") for seed in range(3)]
 
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
-    return phantom.make_cohort(tmp_path_factory.mktemp("cohort") / "one", workers=1, **SMALL)
+    return simulate.make_cohort(tmp_path_factory.mktemp("cohort") / "one", workers=1, **SMALL)
 
 
 def digests(root):
@@ -43,14 +43,14 @@ def peak(values, low, high):
 
 
 def test_the_same_seed_gives_the_same_study_and_another_seed_another():
-    first, again, other = (phantom.make_study(s, "CT-2", 64, n_slices=8) for s in (3, 3, 4))
+    first, again, other = (simulate.make_study(s, "CT-2", 64, n_slices=8) for s in (3, 3, 4))
     np.testing.assert_array_equal(first.hu, again.hu)
     np.testing.assert_array_equal(first.mask, again.mask)
     assert not np.array_equal(first.hu, other.hu)
 
 
 def test_geometry_is_mosmeddatas_at_full_size():
-    study = phantom.make_study(11, "CT-1")
+    study = simulate.make_study(11, "CT-1")
     depth = len(study.hu)
     assert study.hu.shape == (depth, 512, 512) and 33 <= depth <= 53
     assert study.hu.dtype == np.int16
@@ -94,7 +94,7 @@ def test_directions(healthy):
 def test_involved_fraction_lies_in_the_class_and_is_the_masks(category):
     low, high = INTERVALS[category]
     for seed in (1, 2):
-        study = phantom.make_study(seed, category, matrix=96, n_slices=24)
+        study = simulate.make_study(seed, category, matrix=96, n_slices=24)
         mask, lung = study.mask > 0, study.lung > 0
         assert not (mask & ~lung).any()
         assert study.involved_fraction == pytest.approx((mask & lung).sum() / lung.sum(), abs=1e-12)
@@ -120,7 +120,7 @@ def chest_depth(lung, spacing):
 def test_lesions_are_peripheral_posterior_and_basal():
     differences = []
     for seed in range(4):
-        study = phantom.make_study(seed, "CT-2", matrix=64, n_slices=20)
+        study = simulate.make_study(seed, "CT-2", matrix=64, n_slices=20)
         sick = study.mask > 0
         spared = (study.lung > 0) & ~sick
         depth = chest_depth(study.lung > 0, study.spacing)
@@ -143,11 +143,11 @@ def test_a_healthy_study_has_no_lesion(healthy):
 )  # fmt: skip
 def test_bad_arguments_are_named(arguments, named):
     with pytest.raises(ValueError, match=named):
-        phantom.make_study(1, **arguments)
+        simulate.make_study(1, **arguments)
 
 
 def test_scanners_differ_in_padding_and_noise():
-    studies = {s: phantom.make_study(5, "CT-0", 96, 8, scanner=s) for s in phantom.SCANNERS}
+    studies = {s: simulate.make_study(5, "CT-0", 96, 8, scanner=s) for s in simulate.SCANNERS}
     corners = {s: int(study.hu[0, 0, 0]) for s, study in studies.items()}
     assert corners["B"] == -2000 and corners["C"] == -3024 and corners["A"] > -1025
     noise = {
@@ -170,7 +170,7 @@ def test_layout_registry_and_headers(cohort):
         assert int(image.header["qform_code"]) == int(image.header["sform_code"]) == 1
         np.testing.assert_allclose(image.get_qform(), image.affine, atol=1e-4)
         assert bytes(image.header["descrip"]).startswith(b"synthetic")
-        study = phantom.make_study(
+        study = simulate.make_study(
             int(truth.seed[row.study_id]), row.category, 64, 8, truth.scanner[row.study_id]
         )
         hu = np.asarray(image.dataobj).transpose(2, 1, 0)[:, ::-1]
@@ -186,17 +186,17 @@ def test_layout_registry_and_headers(cohort):
 
 
 def test_two_workers_make_the_same_files_as_one(cohort, tmp_path):
-    other = phantom.make_cohort(tmp_path / "two", workers=2, **SMALL)
+    other = simulate.make_cohort(tmp_path / "two", workers=2, **SMALL)
     assert digests(other) == digests(cohort)
 
 
 def test_only_what_is_missing_is_made_again(tmp_path):
-    root = phantom.make_cohort(tmp_path / "cohort", workers=1, **SMALL)
+    root = simulate.make_cohort(tmp_path / "cohort", workers=1, **SMALL)
     before = digests(root)
     times = {p: p.stat().st_mtime_ns for p in (root / "studies").rglob("*.gz")}
     lost = root / "studies/CT-2/study_0003.nii.gz"
     lost.unlink()
-    phantom.make_cohort(root, workers=1, **SMALL)
+    simulate.make_cohort(root, workers=1, **SMALL)
     assert digests(root) == before
     changed = {p for p, t in times.items() if p.stat().st_mtime_ns != t}
     assert changed == {lost}
@@ -206,16 +206,16 @@ def test_only_what_is_missing_is_made_again(tmp_path):
 def test_other_settings_are_refused(cohort):
     before = digests(cohort)
     with pytest.raises(ValueError, match="another seed") as error:
-        phantom.make_cohort(cohort, workers=1, **(SMALL | {"seed": 8}))
+        simulate.make_cohort(cohort, workers=1, **(SMALL | {"seed": 8}))
     assert str(cohort) in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(ValueError, match="CT-9"):
-        phantom.make_cohort(cohort / "x", counts={"CT-9": 1})
+        simulate.make_cohort(cohort / "x", counts={"CT-9": 1})
     assert digests(cohort) == before
 
 
 @pytest.mark.parametrize("shortcut", [False, True])
 def test_scanner_follows_the_label_only_when_planted(shortcut):
-    plan = phantom._plan({"CT-0": 150, "CT-2": 150}, seed=1, scanner_shortcut=shortcut)
+    plan = simulate._plan({"CT-0": 150, "CT-2": 150}, seed=1, scanner_shortcut=shortcut)
     share = {
         category: np.mean([j["scanner"] == "B" for j in plan if j["category"] == category])
         for category in ("CT-0", "CT-2")
@@ -228,11 +228,11 @@ def test_scanner_follows_the_label_only_when_planted(shortcut):
 
 def test_a_histogram_does_not_solve_the_task():
     def features(job):
-        study = phantom.make_study(job["seed"], job["category"], 48, 14, job["scanner"])
+        study = simulate.make_study(job["seed"], job["category"], 48, 14, job["scanner"])
         counts = np.histogram(study.hu, 32, (-1000, 400))[0]
         return np.log(counts / counts.sum() + 1e-5)
 
-    plan = phantom._plan(phantom.DEFAULT_COUNTS, seed=2020, scanner_shortcut=False)
+    plan = simulate._plan(simulate.DEFAULT_COUNTS, seed=2020, scanner_shortcut=False)
     histograms = np.array([features(job) for job in plan])
     label = np.array([job["category"] != "CT-0" for job in plan])
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))

@@ -11,8 +11,9 @@ import pytest
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from helpers import evaluation, plots
-from helpers.evaluation import Interval
+from helpers.figures import plots
+from helpers.scores import metrics
+from helpers.scores.metrics import Interval
 
 CAPTION = "synthetic phantom"
 
@@ -201,7 +202,7 @@ def test_roc_and_pr_draw_the_curves_that_were_computed(predictions):
     figure = plots.roc_and_pr(models, n_resamples=50, seed=3)
     for axis, kind in zip(figure.axes, ("roc", "pr"), strict=True):
         for k, (labels_k, scores_k) in enumerate(models.values()):
-            grid, curve, low, high = evaluation.curve_bands(labels_k, scores_k, kind, 50, 3)
+            grid, curve, low, high = metrics.curve_bands(labels_k, scores_k, kind, 50, 3)
             assert np.array_equal(axis.lines[k].get_xdata(), grid)
             assert np.array_equal(axis.lines[k].get_ydata(), curve)
             corners = axis.collections[k].get_paths()[0].vertices
@@ -209,11 +210,9 @@ def test_roc_and_pr_draw_the_curves_that_were_computed(predictions):
             assert np.ptp(corners[at, 1]) == pytest.approx(high[30] - low[30])
         assert axis.get_aspect() == 1
     roc_legend, pr_legend = (axis.get_legend().get_texts() for axis in figure.axes)
-    area = evaluation.auc_interval(labels, scores, n_resamples=50, seed=3)
+    area = metrics.auc_interval(labels, scores, n_resamples=50, seed=3)
     assert roc_legend[0].get_text() == f"Bi-LSTM: {area}"
-    precision = evaluation.bootstrap(
-        evaluation.average_precision, labels, scores, n_resamples=50, seed=3
-    )
+    precision = metrics.bootstrap(metrics.average_precision, labels, scores, n_resamples=50, seed=3)
     assert pr_legend[0].get_text() == f"Bi-LSTM: {precision}"
     assert list(figure.axes[1].lines[-1].get_ydata()) == [0.5, 0.5]
 
@@ -221,14 +220,14 @@ def test_roc_and_pr_draw_the_curves_that_were_computed(predictions):
 def test_reliability_diagram_draws_the_bins_and_their_intervals(predictions):
     labels, scores = predictions
     axis = plots.reliability_diagram(labels, scores, n_bins=4).axes[0]
-    bins = evaluation.reliability(labels, scores, 4)
+    bins = metrics.reliability(labels, scores, 4)
     line, _, (bars,) = axis.containers[0]
     assert line.get_xdata() == pytest.approx(bins.predicted)
     assert line.get_ydata() == pytest.approx(bins.observed)
     ends = np.array([segment[:, 1] for segment in bars.get_segments()])
     assert ends == pytest.approx(bins[["low", "high"]].to_numpy())
     assert texts(axis) == ["n=10"] * 4
-    assert axis.get_title() == f"Brier score {evaluation.brier(labels, scores):.3f}"
+    assert axis.get_title() == f"Brier score {metrics.brier(labels, scores):.3f}"
 
 
 def test_confusion_matrix_counts_by_truth_and_call():

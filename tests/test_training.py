@@ -20,19 +20,13 @@ from fault_marks import FULL, MISMATCH
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from helpers import training
-from helpers.models import BiLSTMClassifier, Keras3DCNN, SliceEncoder
-from helpers.training import (
-    CheckpointError,
-    LiveCurve,
-    fit,
-    learning_rate_factor,
-    load_model,
-    pick_device,
-    pick_precision,
-    positive_weight,
-    predict,
-)
+from helpers.figures.plots import LiveCurve
+from helpers.learn import augmentation, devices, training
+from helpers.learn.checkpoints import CheckpointError
+from helpers.learn.devices import pick_device, pick_precision
+from helpers.learn.networks import BiLSTMClassifier, Keras3DCNN, SliceEncoder
+from helpers.learn.prediction import load_model, predict
+from helpers.learn.training import fit, learning_rate_factor, positive_weight
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -158,13 +152,13 @@ def test_history_is_returned_written_and_shown(volumes, tmp_path):
 
 def test_every_epoch_takes_each_training_scan_once_in_a_new_order(volumes, tmp_path, monkeypatch):
     taken = []
-    original = training.Scans.take
+    original = devices.Scans.take
 
     def spy(self, rows):
         taken.extend(rows.tolist())
         return original(self, rows)
 
-    monkeypatch.setattr(training.Scans, "take", spy)
+    monkeypatch.setattr(devices.Scans, "take", spy)
     train(volumes, tmp_path, epochs=2)
     n_train, n_all = len(TRAIN), len(TRAIN) + len(VALIDATION)
     first, second = taken[:n_train], taken[n_all : n_all + n_train]
@@ -226,7 +220,7 @@ def test_an_interrupt_within_an_epoch_leaves_the_last_finished_one(volumes, tmp_
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "augment_batch", interrupt)
+    monkeypatch.setattr(augmentation, "augment_batch", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train(volumes, tmp_path)
     assert (tmp_path / "last.pt").read_bytes() == before
@@ -571,7 +565,7 @@ def test_biases_and_norms_are_not_decayed():
 
 
 def test_live_curve_updates_one_picture_in_a_notebook_and_is_silent_elsewhere(monkeypatch):
-    plots = types.ModuleType("helpers.plots")
+    plots = types.ModuleType("helpers.figures.plots")
     drawn, shown, updated = [], [], []
 
     class Handle:
@@ -590,7 +584,7 @@ def test_live_curve_updates_one_picture_in_a_notebook_and_is_silent_elsewhere(mo
         return figure
 
     plots.training_curves = training_curves
-    monkeypatch.setitem(sys.modules, "helpers.plots", plots)
+    monkeypatch.setitem(sys.modules, "helpers.figures.plots", plots)
     history = pd.DataFrame({"epoch": [1]})
     LiveCurve()(history)
     assert drawn == []

@@ -14,11 +14,15 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from helpers import phantom, rendering, viewers, volumes
-from helpers.cohort import find_studies
-from helpers.rendering import CROSS_COLOUR, MASK_COLOUR, PLANES, PRESETS, annotate, render
-from helpers.viewers import Viewer, compare, explore, load_scan, mosaic
-from helpers.volumes import UnreadableStudy, pad_to_square, read_study, resample
+from helpers.ct import nifti
+from helpers.ct.cohort import find_studies
+from helpers.ct.nifti import read_study
+from helpers.ct.nifti_checks import UnreadableStudy
+from helpers.ct.preprocessing import pad_to_square, resample
+from helpers.figures import rendering, viewers
+from helpers.figures.rendering import CROSS_COLOUR, MASK_COLOUR, PLANES, PRESETS, annotate, render
+from helpers.figures.viewers import Viewer, compare, explore, load_scan, mosaic
+from helpers.phantom import simulate
 from tests.conftest import ROOT
 
 SHAPE = (7, 10, 12)
@@ -29,7 +33,7 @@ THROUGH = {"axial": 0, "coronal": 1, "sagittal": 2}
 @pytest.fixture(scope="module")
 def made():
     """A synthetic study whose three sides differ."""
-    study = phantom.make_study(5, "CT-3", matrix=96, n_slices=16, scanner="B")
+    study = simulate.make_study(5, "CT-3", matrix=96, n_slices=16, scanner="B")
     return SimpleNamespace(
         hu=study.hu[:, 8:88].copy(), mask=study.mask[:, 8:88] > 0, spacing=study.spacing
     )
@@ -39,7 +43,7 @@ def made():
 def cohort(tmp_path_factory):
     """Paths of a synthetic study and of its mask."""
     root = tmp_path_factory.mktemp("cohort")
-    phantom.make_cohort(root, {"CT-3": 1}, matrix=64, n_slices=10, seed=3, workers=1)
+    simulate.make_cohort(root, {"CT-3": 1}, matrix=64, n_slices=10, seed=3, workers=1)
     row = find_studies(root).iloc[0]
     return SimpleNamespace(study=root / row.file, mask=root / row["mask"])
 
@@ -402,7 +406,7 @@ def test_encoded_pictures_decode(made):
     ("seed", "category", "scanner"), [(0, "CT-0", "A"), (3, "CT-3", "C"), (15, "CT-4", "B")]
 )
 def test_lung_box_holds_the_lungs_of_a_phantom(seed, category, scanner):
-    study = phantom.make_study(seed, category, matrix=128, n_slices=16, scanner=scanner)
+    study = simulate.make_study(seed, category, matrix=128, n_slices=16, scanner=scanner)
     box = rendering.lung_box(study.hu, study.spacing)
     inside = study.lung[tuple(slice(*side) for side in box)].sum()
     assert inside >= 0.98 * study.lung.sum()
@@ -1062,7 +1066,7 @@ def test_mosaic(n, columns, plane):
 def test_mosaic_says_what_is_synthetic(cohort):
     study = read_study(cohort.study)
     sheet = np.asarray(mosaic(study, 4, 4, mask=cohort.mask))
-    mask = volumes.read_mask(cohort.mask)
+    mask = nifti.read_mask(cohort.mask)
     bare = np.asarray(mosaic(study.hu, 4, 4, mask=mask, spacing=study.spacing))
     np.testing.assert_array_equal(sheet[:-24], bare[:-24])
     foot = np.full_like(sheet, rendering.BACKGROUND)

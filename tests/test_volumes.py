@@ -9,16 +9,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from helpers.volumes import (
-    UnreadableStudy,
-    pad_to_square,
-    preprocess,
-    read_mask,
-    read_study,
-    resample,
-    resampling_matrix,
-    window,
-)
+from helpers.ct.nifti import read_mask, read_study
+from helpers.ct.nifti_checks import UnreadableStudy
+from helpers.ct.preprocessing import pad_to_square, preprocess, resample, resampling_matrix, window
 
 
 @pytest.fixture

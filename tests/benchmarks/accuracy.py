@@ -2,7 +2,7 @@
 
 python -m tests.benchmarks.accuracy --json runs/accuracy.json --figure runs/accuracy.png
 
-Every model trains on the same cohort (quick profile), in the same loop (`helpers.training.fit`),
+Every model trains on the same cohort (quick profile), in the same loop (`training.fit`),
 on the same device in the same precision, for the same minutes and seeds. The learning rate is
 constant after one epoch of warm-up, so that no schedule favours a length of training. Scored is
 what one would have at that minute: the checkpoint of the lowest validation loss so far, on phantom
@@ -26,14 +26,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch  # noqa: E402
 
-from helpers import cohort, course, evaluation, models, phantom, plots, training  # noqa: E402
-from helpers.files import write_whole  # noqa: E402
+from helpers.course import runs, sources
+from helpers.ct import cohort
+from helpers.ct.cache import preprocess_cohort
+from helpers.figures import plots
+from helpers.learn import devices, networks, prediction, training
+from helpers.phantom import simulate
+from helpers.scores import metrics
+from helpers.storage.files import write_whole
 from tests.benchmarks.training import DenseNet121, as_text, hardware  # noqa: E402
 
 NETWORKS = {
-    "bilstm": ("Bi-LSTM (ours)", models.BiLSTMClassifier),
-    "cnn3d-8": ("3-D CNN (Keras, width 8)", lambda: models.Keras3DCNN(width=8)),
-    "cnn3d-64": ("3-D CNN (Keras, width 64)", lambda: models.Keras3DCNN(width=64)),
+    "bilstm": ("Bi-LSTM (ours)", networks.BiLSTMClassifier),
+    "cnn3d-8": ("3-D CNN (Keras, width 8)", lambda: networks.Keras3DCNN(width=8)),
+    "cnn3d-64": ("3-D CNN (Keras, width 64)", lambda: networks.Keras3DCNN(width=64)),
     "densenet121": ("3-D DenseNet121 (MONAI)", DenseNet121),
 }
 OURS = "bilstm"
@@ -55,7 +61,7 @@ def main(words=None):
     parser.add_argument("--models", nargs="+", default=DEFAULT, help="NAME or NAME@RATE")
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--profile", choices=course.PROFILES, default="quick")
+    parser.add_argument("--profile", choices=sources.PROFILES, default="quick")
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--figure", type=Path, help="save the figure to this file")
     parser.add_argument("--json", type=Path, help="keep the runs in this file, and go on from it")
@@ -63,9 +69,9 @@ def main(words=None):
     arguments = parser.parse_args(words)
     if unknown := {name.split("@")[0] for name in arguments.models} - set(NETWORKS):
         parser.error(f"unknown model {', '.join(sorted(unknown))}; use {', '.join(NETWORKS)}")
-    device = training.pick_device(arguments.device)
-    precision = training.pick_precision(device, arguments.precision)
-    data = course.prepare("phantom", arguments.profile, arguments.data_dir)
+    device = devices.pick_device(arguments.device)
+    precision = devices.pick_precision(device, arguments.precision)
+    data = runs.prepare("phantom", arguments.profile, arguments.data_dir)
     unseen, volumes = unseen_cohort(data.profile, arguments.data_dir, arguments.profile)
     os.environ["TQDM_DISABLE"] = "1"  # epochs without end need no bar
     results = {"settings": {"minutes": arguments.minutes, "precision": precision}}
@@ -108,9 +114,9 @@ def label(name):
 def unseen_cohort(profile, data_dir, profile_name):
     """As many phantom studies as the cohort has, of other patients: table and volumes."""
     root = data_dir / f"phantom-{profile_name}-unseen"
-    phantom.make_cohort(root, profile.phantom_counts, profile.phantom_matrix, seed=UNSEEN_SEED)
+    simulate.make_cohort(root, profile.phantom_counts, profile.phantom_matrix, seed=UNSEEN_SEED)
     table = cohort.label_studies(cohort.find_studies(root))
-    cache = cohort.preprocess_cohort(table, root, root / "cache", profile.size)
+    cache = preprocess_cohort(table, root, root / "cache", profile.size)
     table = table.merge(cache.index[["study", "row"]], on="study").sort_values("row")
     return table, cache.volumes
 
@@ -150,13 +156,13 @@ def train(name, seed, data, unseen, volumes, minutes, device, precision):
         if is_best:
             batch_size = 2 * data.profile.batch_size
             options = {"device": device.type, "precision": precision}
-            scores, _ = training.predict(model, volumes, unseen.row, batch_size, **options)
+            scores, _ = prediction.predict(model, volumes, unseen.row, batch_size, **options)
             scores = np.round(scores.astype(float), 6)
         else:
             scores = epochs[-1]["scores"]
         epoch = {"minutes": history.seconds.sum() / 60, "is_best": bool(is_best)}
         epoch["validation_loss"] = float(history.validation_loss.iloc[-1])
-        epoch["auc"] = evaluation.auc(unseen.label, scores)
+        epoch["auc"] = metrics.auc(unseen.label, scores)
         epoch["scores"] = list(scores)
         epochs.append(epoch)
         if epoch["minutes"] >= minutes:
@@ -209,7 +215,7 @@ def scores_at(runs, name, minute):
 
 def mean_auc(labels, scores):
     """Mean over the seeds of the AUC of scores (seeds, studies)."""
-    return float(np.mean([evaluation.auc(labels, row) for row in scores]))
+    return float(np.mean([metrics.auc(labels, row) for row in scores]))
 
 
 def interval(labels, patients, *scores):
@@ -225,7 +231,7 @@ def interval(labels, patients, *scores):
         return values[0] - sum(values[1:])
 
     columns = np.arange(len(labels))
-    return evaluation.bootstrap(statistic, labels, columns, patients, n_resamples=1000)
+    return metrics.bootstrap(statistic, labels, columns, patients, n_resamples=1000)
 
 
 def table(results):

@@ -124,7 +124,7 @@ class Benchmark:
         self.write()
 
     def write(self):
-        from helpers.files import write_whole
+        from helpers.storage.files import write_whole
 
         text = json.dumps(self.results, indent=1) + "\n"
         write_whole(self.chosen.json, lambda file: file.write(text.encode()))
@@ -215,7 +215,7 @@ def one_line(error):
 
 def build(name, options=()):
     """One of NAMES, with what the options of a variant change in it."""
-    from helpers.models import BiLSTMClassifier
+    from helpers.learn.networks import BiLSTMClassifier
     from tests.benchmarks import training
 
     if name == "densenet121" and not importlib.util.find_spec("monai"):
@@ -280,7 +280,7 @@ def random_volumes(folder, size):
 
 
 def one_step(bench, name, batch, variant, volumes, steps=8):
-    """The record of one configuration, by the step of `helpers.training.fit`."""
+    """The record of one configuration, by the step of `helpers.learn.training.fit`."""
     from tests.benchmarks import training
 
     free_memory()
@@ -303,7 +303,7 @@ def step_costs(name, size):
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    from helpers.memory import bytes_kept
+    from helpers.learn.devices import bytes_kept
 
     model = build(name)
     kept = bytes_kept(model, (1, *size))
@@ -360,8 +360,8 @@ def measure_small_card(bench, part):
 
 def measure_features(bench, part):
     """The frozen encoder over the whole cohort; the features are kept for the trainings."""
-    from helpers.features import encode_scans
-    from helpers.lite0 import Lite0Encoder
+    from helpers.learn.features import encode_scans
+    from helpers.learn.networks import Lite0Encoder
 
     volumes = phantom_volumes(bench)
     encoder = Lite0Encoder()
@@ -410,8 +410,8 @@ def measure_agreement(bench, part):
 
 
 def compare_with_cpu(bench, part, name, scan):
-    from helpers.prediction import autocast
-    from helpers.training import weighted_loss
+    from helpers.learn.devices import autocast
+    from helpers.learn.training import weighted_loss
 
     model, reference = build(name), None
     for module in model.modules():
@@ -446,8 +446,8 @@ def measure_mechanics(bench, part):
 
 def measure_loading(bench, part):
     """A batch of four from the GPU's memory, and from the CPU's by way of pinned memory."""
-    from helpers.augmentation import augment
-    from helpers.prediction import Scans
+    from helpers.learn.augmentation import augment
+    from helpers.learn.devices import Scans
 
     volumes = np.load(random_volumes(bench.folder, bench.size), mmap_mode="r")
     rows = np.array([3, 1, 7, 5])
@@ -463,9 +463,9 @@ def measure_loading(bench, part):
 def provoke_overflow(bench, part):
     """Train in fp16 with a scale at which every gradient overflows, until the scaler has found
     a better one: no weight may change before, and none become NaN."""
-    from helpers.models import BiLSTMClassifier
-    from helpers.prediction import Scans
-    from helpers.training import parameter_groups, train_one_epoch
+    from helpers.learn.devices import Scans
+    from helpers.learn.networks import BiLSTMClassifier
+    from helpers.learn.training import parameter_groups, train_one_epoch
 
     if bench.device.type != "cuda":
         bench.record(part, what="fp16 overflow", status="skipped: needs a GPU")
@@ -508,8 +508,8 @@ def flat_weights(model):
 
 def check_resume(bench, part):
     """Four epochs in one go, once more, and interrupted after two: the same weights?"""
-    from helpers.models import BiLSTMClassifier
-    from helpers.training import fit
+    from helpers.learn.networks import BiLSTMClassifier
+    from helpers.learn.training import fit
 
     volumes = np.load(random_volumes(bench.folder, bench.size))
     labels, found = np.arange(16) % 2, {}
@@ -568,7 +568,7 @@ def torchrun_loss(bench, n):
     import subprocess
 
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={n}"]
-    command += ["-m", "helpers.distributed", "--profile", "tiny", "--dropout", "0"]
+    command += ["-m", "helpers.course.torchrun", "--profile", "tiny", "--dropout", "0"]
     command += ["--data-dir", str(bench.folder), "--runs-dir", str(bench.folder / f"ranks-{n}")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     if done.returncode:
@@ -633,8 +633,8 @@ def run_jobs(bench, part, jobs):
 
 def score_images(bench, part):
     """The scores of every network and split: of each seed, and of the seeds' mean. No training."""
-    from helpers import images
-    from helpers.evaluation import auc, auc_interval
+    from helpers.course import images
+    from helpers.scores.metrics import auc, auc_interval
     from tests.benchmarks import gpu_trainings
 
     held, groups = gpu_trainings.read_images(bench.folder, bench.profile), {}

@@ -28,8 +28,9 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from helpers import course, covid_ct, images  # noqa: E402
-from helpers.files import write_whole  # noqa: E402
+from helpers.course import images, sources  # noqa: E402
+from helpers.covidct import covid_ct  # noqa: E402
+from helpers.storage.files import write_whole  # noqa: E402
 
 COLUMNS = ["image", "label", "part", "clean_part", "patient"]
 EXTERNAL = {"COVID": 1, "non-COVID": 0}
@@ -118,12 +119,12 @@ def make_phantoms(folder, profile, processes):
     """The profile's cohort as the course makes it, without the files between."""
     from threadpoolctl import threadpool_limits
 
-    from helpers import phantom
-    from helpers.cohort import TASKS
-    from helpers.workers import start_workers
+    from helpers.ct.cohort import TASKS
+    from helpers.phantom import simulate
+    from helpers.storage.processes import start_workers
 
-    sizes = course.PROFILES[profile]
-    jobs = phantom._plan(sizes.phantom_counts, SEED, False)
+    sizes = sources.PROFILES[profile]
+    jobs = simulate._plan(sizes.phantom_counts, SEED, False)
     labels = np.array([TASKS["ct0-ct23"][job["category"]] for job in jobs])
     volumes = np.lib.format.open_memmap(
         Path(folder) / "unfinished.npy", "w+", np.uint8, (len(jobs), *sizes.size)
@@ -140,8 +141,8 @@ def make_phantoms(folder, profile, processes):
 
 def make_phantom(job, matrix, size) -> np.ndarray:
     """One study of the cohort, preprocessed."""
-    from helpers.fast import preprocess_hu
-    from helpers.phantom import make_study
+    from helpers.ct.preprocessing import preprocess_hu
+    from helpers.phantom.simulate import make_study
 
     study = make_study(job["seed"], job["category"], matrix, None, job["scanner"])
     return preprocess_hu(study.hu, study.spacing, size)
@@ -157,7 +158,7 @@ def main(words=None):
     parser.add_argument("--external", default="", help="a folder with COVID/ and non-COVID/")
     parser.add_argument("--pixels", type=int, default=224)
     parser.add_argument("--phantoms", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--profile", default="full", choices=course.PROFILES)
+    parser.add_argument("--profile", default="full", choices=sources.PROFILES)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     chosen = parser.parse_args(words)
     if chosen.phantoms:

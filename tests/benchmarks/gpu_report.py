@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from helpers.evaluation import Interval, auc_interval
+from helpers.scores.metrics import Interval, auc_interval
 
 NOT_MEASURED = "Not measured."
 INTRODUCTION = """# On a GPU

@@ -20,12 +20,12 @@ from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from helpers import features, images, moco
-from helpers.image_models import SmallCNN
-from helpers.lite0 import Lite0Encoder
-from helpers.models import BiLSTMClassifier
-from helpers.prediction import autocast, pick_device, pick_precision, predict
-from helpers.workers import start_workers
+from helpers.course import images
+from helpers.learn import features, moco
+from helpers.learn.devices import autocast, pick_device, pick_precision
+from helpers.learn.networks import BiLSTMClassifier, Lite0Encoder, SmallCNN
+from helpers.learn.prediction import predict
+from helpers.storage.processes import start_workers
 from tests.benchmarks import gpu_data
 
 

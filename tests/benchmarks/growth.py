@@ -33,12 +33,12 @@ def main():
     parser.add_argument("--json", help="write the figures to this file")
     options = parser.parse_args()
     os.environ["TQDM_DISABLE"] = "1"
-    from helpers import phantom
+    from helpers.phantom import simulate
 
     print(hardware())
     results = {"hardware": hardware(), "runs": []}
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        phantom.make_cohort(Path(folder, "made"), {"CT-0": options.distinct}, 512)
+        simulate.make_cohort(Path(folder, "made"), {"CT-0": options.distinct}, 512)
         made = sorted(Path(folder, "made").glob("studies/*/*.nii.gz"))
         print(f"\n{'studies':>8}{'s':>9}{'ms each':>9}{'MB at peak':>12}{'... a worker':>14}")
         for count in options.counts:
@@ -69,7 +69,8 @@ def build(made, count, root):
     """Preprocess `count` studies; peaks of resident memory, of this process and of a worker."""
     import psutil
 
-    from helpers.cohort import find_studies, preprocess_cohort
+    from helpers.ct.cache import preprocess_cohort
+    from helpers.ct.cohort import find_studies
 
     link_cohort(made, count, Path(root))
     table = find_studies(root)
@@ -100,8 +101,9 @@ def open_cache(root):
     import numpy as np
     import torch
 
-    from helpers.cohort import find_studies, preprocess_cohort
-    from helpers.prediction import Scans
+    from helpers.ct.cache import preprocess_cohort
+    from helpers.ct.cohort import find_studies
+    from helpers.learn.devices import Scans
 
     started = time.perf_counter()
     cache = preprocess_cohort(find_studies(root), root, Path(root, "cache"), SIZE)

@@ -36,13 +36,13 @@ CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.
 
 
 def ours(path):
-    from helpers.fast import preprocess_fast
+    from helpers.ct.preprocessing import preprocess_fast
 
     return preprocess_fast(path, SIZE, LIMITS)
 
 
 def ours_simple(path):
-    from helpers.volumes import preprocess
+    from helpers.ct.preprocessing import preprocess
 
     return preprocess(path, SIZE, LIMITS)
 
@@ -183,9 +183,9 @@ def chosen_studies(given, folder):
     """Studies by the name of their group; phantoms are made in `folder`."""
     if given:
         return {"given": [Path(path) for path in given]}
-    from helpers import phantom
+    from helpers.phantom import simulate
 
-    phantom.make_cohort(folder / "phantom", {"CT-0": 1, "CT-2": 1}, 512)
+    simulate.make_cohort(folder / "phantom", {"CT-0": 1, "CT-2": 1}, 512)
     groups = {"phantom": sorted((folder / "phantom").glob("studies/*/*.nii.gz"))}
     if "REAL_DATA_DIR" in os.environ:
         real = Path(os.environ["REAL_DATA_DIR"], "volumes").glob("mosmedlike_*_LAS_512x512x[34]*")
@@ -295,7 +295,8 @@ def verdict(found):
 
 def whole_cohort(paths, n_studies, folder):
     """Seconds of `cohort.preprocess_cohort` from nothing to the finished cache."""
-    from helpers.cohort import find_studies, preprocess_cohort
+    from helpers.ct.cache import preprocess_cohort
+    from helpers.ct.cohort import find_studies
 
     with tempfile.TemporaryDirectory(dir=folder) as root:
         link_cohort(paths, n_studies, Path(root))

@@ -3,7 +3,7 @@
 python -m tests.benchmarks.training
 python -m tests.benchmarks.training --models bilstm cnn3d --batches 2 4 --variants fp32 bf16+compile
 
-The step is the course's own, of `helpers.training.fit`: uint8 from a memory map, augmentation,
+The step is the course's own, of `training.fit`: uint8 from a memory map, augmentation,
 forward, weighted loss, backward, clipping, AdamW. The voxels are random numbers. Every line is
 measured in a process of its own, so that its memory is its own; one that runs out of memory or of
 time says so. A variant is a precision (fp32, bf16, fp16) and, after +, channels_last, compile
@@ -36,9 +36,9 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.utils.checkpoint import checkpoint_sequential  # noqa: E402
 
-from helpers import models, training  # noqa: E402
-from helpers.augmentation import augment  # noqa: E402
-from helpers.prediction import pick_device  # noqa: E402
+from helpers.learn import networks, training  # noqa: E402
+from helpers.learn.augmentation import augment  # noqa: E402
+from helpers.learn.devices import pick_device  # noqa: E402
 
 NAMES = {
     "bilstm": "Bi-LSTM (ours)",
@@ -216,7 +216,7 @@ def measure_steps(job):
         "steps": seconds[job["warm_up"] :],
         "own_gb": own,
         "whole_gb": whole,
-        "parameters": models.count_parameters(model),
+        "parameters": networks.count_parameters(model),
     }
 
 
@@ -251,9 +251,9 @@ def build(name, options):
         raise ValueError(f"unknown {', '.join(sorted(unknown))}; use {', '.join(OPTIONS)}")
     torch.manual_seed(0)
     if name == "bilstm":
-        model = models.BiLSTMClassifier(checkpoint="checkpoint" in options)
+        model = networks.BiLSTMClassifier(checkpoint="checkpoint" in options)
     else:
-        model = models.Keras3DCNN(width=64) if name == "cnn3d" else DenseNet121()
+        model = networks.Keras3DCNN(width=64) if name == "cnn3d" else DenseNet121()
         if "checkpoint" in options:
             keep_four_activations(model.layers if name == "cnn3d" else model.network.features)
     if "channels_last" in options:

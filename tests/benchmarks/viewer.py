@@ -20,8 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
-from helpers import phantom, volumes  # noqa: E402
-from helpers.rendering import PRESETS, encode, render  # noqa: E402
+from helpers.ct import nifti
+from helpers.figures.rendering import PRESETS, encode, render
+from helpers.phantom import simulate
 
 LEVEL, WIDTH = PRESETS["lung"]
 SIZE = 512
@@ -58,9 +59,9 @@ def main():
 def load(path):
     """HU, spacing, something to lay over as a mask, and a name."""
     if path is None:
-        study = phantom.make_study(2020, "CT-3", matrix=512, n_slices=40)
+        study = simulate.make_study(2020, "CT-3", matrix=512, n_slices=40)
         return study.hu, study.spacing, study.mask > 0, "phantom"
-    study = volumes.read_study(path)
+    study = nifti.read_study(path)
     return study.hu, study.spacing, (study.hu > -700) & (study.hu < -300), study.path.name
 
 

@@ -1,0 +1,269 @@
+"""What the notebooks on 2-D images begin with: images that are ready, and a trained model.
+
+Nothing here teaches; it puts together what the notebooks explain, so that any of them can be the
+first one opened. `course` does the same for 3-D studies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from helpers.course import sources
+from helpers.covidct import audit, covid_ct
+from helpers.scores import metrics
+from helpers.storage.files import write_whole
+
+
+@dataclass(frozen=True)
+class ImageProfile:
+    """The sizes of one way to take the notebooks; `tiny` is for tests of the machinery alone.
+
+    size: pixels a side. width: of the small CNN. epochs: of fine-tuning it and DenseNet169 and of
+    pre-training. n_seeds: of the small CNN and of DenseNet169. imagenet: try to get the weights.
+    """
+
+    size: int
+    width: int
+    epochs: tuple[int, int, int]
+    n_seeds: tuple[int, int]
+    imagenet: bool
+
+
+PROFILES = {
+    "tiny": ImageProfile(32, 8, (2, 1, 2), (1, 1), False),
+    "quick": ImageProfile(64, 16, (30, 3, 30), (3, 1), False),
+    "full": ImageProfile(224, 32, (60, 20, 100), (3, 3), True),
+}
+NETWORKS = {"small": "small CNN", "densenet169": "DenseNet169", "lite0": "EfficientNet-Lite0"}
+SPLITS = {"official": "part", "clean": "clean_part"}
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A collection of images, ready to train on.
+
+    table: one row an image, with label (1 = COVID), part (the official split), clean_part
+    ("" = left out) and patient. images: uint8, (N, 1, H, W), in the table's order. caption: what
+    every figure of these images must say.
+    """
+
+    table: pd.DataFrame
+    images: np.ndarray
+    caption: str
+    profile: ImageProfile
+    run_name: str
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The label of each image, (N,)."""
+        return self.table.label.to_numpy()
+
+    @property
+    def patients(self) -> np.ndarray:
+        """The patient of each image, (N,)."""
+        return self.table.patient.to_numpy()
+
+    def rows(self, part: str, split: str = "official") -> np.ndarray:
+        """The rows of one part ("train", "validation", "test") of the official or clean split."""
+        return np.flatnonzero(self.table[SPLITS[split]] == part)
+
+    def rows_for_pretraining(self) -> np.ndarray:
+        """The rows that both splits train on: no image of any validation or test part."""
+        return np.intersect1d(self.rows("train"), self.rows("train", "clean"))
+
+
+def prepare(images="phantom", profile="quick", data_dir="data", seed=0, size=0) -> ImageData:
+    """Decode a collection once, letterboxed and grey, with its official and its cleaned split.
+
+    images: "phantom", "covid-ct" or a folder, see `sources.get`. profile: a key of PROFILES.
+    size: pixels a side, 0 for the profile's. What was decoded is kept below `data_dir`, under a
+    name that changes with the collection; nothing is written into a folder of yours. ValueError
+    for an unknown profile or a size below 32, CovidCTError for a collection that is not as it
+    should be.
+    """
+    if profile not in PROFILES:
+        raise ValueError(f'PROFILE is "{profile}"; choose one of {", ".join(PROFILES)}')
+    sizes = PROFILES[profile]
+    size = size or sizes.size
+    if size < 32:
+        raise ValueError(f"SIZE is {size}; the networks need 32 pixels a side at least")
+    root, caption = sources.get(images, data_dir, profile)
+    table = covid_ct.read_collection(root)
+    content = table[["image", "label", "part", "n_bytes"]].to_csv(index=False)
+    held = f"{root.resolve()}\n{content}".encode()
+    key = hashlib.sha1(held, usedforsecurity=False).hexdigest()[:8]
+    work = Path(data_dir) / f"images-{root.resolve().name}-{key}"
+    pixels, split = work / f"{size}x{size}.npy", work / f"clean-split-seed{seed}.csv"
+    if not (pixels.exists() and split.exists()):
+        decoded = covid_ct.read_images(root, table)
+        pairs = audit.near_duplicates(decoded, table)
+        clean, _ = audit.cleaned_split(table, pairs, seed)
+        audit.save_split(clean, split)
+        squares = np.stack([covid_ct.letterbox(image, (size, size)) for image in decoded])
+        write_whole(pixels, lambda file: np.save(file, squares[:, None]))
+    part = audit.load_split(split, table).set_index("image").part
+    table["clean_part"] = part[table.image].to_numpy()
+    run_name = f"{root.resolve().name}-{size}px-{key}"
+    return ImageData(table, np.load(pixels), caption, sizes, run_name)
+
+
+def read_slices(folder, size: int) -> np.ndarray:
+    """The PNG images of a folder, for learning without labels: uint8 (N, size, size).
+
+    Grey and letterboxed, in the order of their names. CovidCTError for a folder without any, and
+    for a file that cannot be read.
+    """
+    paths, slices = sorted(Path(folder).expanduser().glob("*.png")), []
+    if not paths:
+        text = f"{folder}: no folder with PNG images; give another, or none"
+        raise covid_ct.CovidCTError(text)
+    for path in paths:
+        try:
+            with Image.open(path, formats=["PNG"]) as image:
+                grey = covid_ct.to_grey(image)
+        except Exception as error:  # a damaged file can fail in any way
+            reason = " ".join(str(error).split()).split(" '")[0] or type(error).__name__
+            text = f"{path}: cannot be read ({reason}); delete it, or copy it again"
+            raise covid_ct.CovidCTError(text) from None
+        slices.append(covid_ct.letterbox(grey, (size, size)))
+    return np.stack(slices)
+
+
+def new_model(which: str, profile: ImageProfile, seed=0, imagenet=False):
+    """A classifier of grey images, seeded and untrained: a key of NETWORKS.
+
+    imagenet: begin DenseNet169 with ImageNet weights, where a hub answers; Lite0 always has them,
+    the small CNN never. ValueError for another name, WeightsError without Lite0's weights.
+    """
+    import torch
+
+    from helpers.learn import networks
+
+    _check_name("network", which, NETWORKS)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if which == "small":
+            return networks.ImageClassifier(networks.SmallCNN(profile.width))
+        if which == "lite0":
+            return networks.ImageClassifier(networks.Lite0Encoder())
+        encoder = networks.densenet169_encoder(pretrained=imagenet)
+        return networks.ImageClassifier(encoder)
+
+
+def published_recipe() -> dict:
+    """Options of `training.fit` as published: Adam with 1e-4, batches of 10, random crops, flips.
+
+    He et al. 2020, medRxiv 2020.04.13.20063941. AdamW without weight decay is Adam.
+    """
+    from helpers.learn.augmentation import PUBLISHED
+
+    options = {"learning_rate": 1e-4, "weight_decay": 0.0, "batch_size": 10, "augment": PUBLISHED}
+    options |= {"warmup": 0.0, "schedule": "constant", "clip": math.inf, "class_weighting": False}
+    return options
+
+
+def course_recipe() -> dict:
+    """The same crops and flips with AdamW, larger batches, a warm-up and a cosine."""
+    from helpers.learn.augmentation import PUBLISHED
+
+    return {"learning_rate": 1e-3, "weight_decay": 0.05, "batch_size": 32, "augment": PUBLISHED}
+
+
+def fine_tuning_recipe() -> dict:
+    """Few epochs at a small learning rate: the weights are good already."""
+    return course_recipe() | {"learning_rate": 2e-4, "epochs": 12, "patience": 12}
+
+
+RECIPES = {
+    "published": published_recipe,
+    "course": course_recipe,
+    "fine-tuning": fine_tuning_recipe,
+}
+
+
+def train(
+    data: ImageData,
+    which="small",
+    recipe="course",
+    split="official",
+    seed=0,
+    runs_dir="runs",
+    encoder_weights=None,
+    start="random",
+    **options,
+):
+    """Train a classifier, or load it where it is trained; returns the model and its history.
+
+    which: a key of NETWORKS. recipe: a key of RECIPES. split: "official" or "clean".
+    The published recipe keeps the epoch with the lowest validation loss. The others keep the
+    last one, whose learning rate has come down to almost 0: with some hundred images the loss
+    rises while the AUC still does.
+
+    encoder_weights: state of an encoder to begin with; `start` names where they come from, and
+    stands in the run's name with a fingerprint of them. start="imagenet" gets ImageNet's; where
+    DenseNet169's cannot be had the run begins at random, and is named so. options: passed on to
+    `training.fit`. An unfinished run is resumed.
+    """
+    from helpers.learn import prediction, training
+    from helpers.learn.checkpoints import fingerprint
+
+    _check_name("recipe", recipe, RECIPES)
+    _check_name("split", split, SPLITS)
+    if which == "lite0" and encoder_weights is None:
+        start = "imagenet"
+    model = new_model(which, data.profile, seed, imagenet=start == "imagenet")
+    if start == "imagenet" and not getattr(model.encoder, "pretrained", which == "lite0"):
+        start = "random"
+    if encoder_weights is not None:
+        model.encoder.load_state_dict(encoder_weights)
+        values = [value.detach().cpu().numpy() for value in encoder_weights.values()]
+        start = f"{start}-{fingerprint(*values)}"
+    run_dir = Path(runs_dir) / f"{which}-{start}-{recipe}-{split}-{data.run_name}-seed{seed}"
+    epochs = data.profile.epochs[which == "densenet169"]
+    options = {"epochs": epochs, "patience": epochs} | RECIPES[recipe]() | options
+    parts = data.rows("train", split), data.rows("validation", split)
+    history = training.fit(model, data.images, data.labels, *parts, run_dir, seed=seed, **options)
+    kept = "best.pt" if recipe == "published" else "last.pt"
+    return prediction.load_model(model, run_dir / kept), history
+
+
+def probabilities(data: ImageData, model) -> np.ndarray:
+    """Probability of COVID of every image, (N,): the mean over the image and its mirror image."""
+    from helpers.learn import prediction
+
+    rows = np.arange(len(data.images))
+    mirrored = np.ascontiguousarray(data.images[..., ::-1])
+    both = [prediction.predict(model, images, rows, 64)[0] for images in (data.images, mirrored)]
+    return np.mean(both, axis=0)
+
+
+def scores(data: ImageData, probability, split="official", seed=0) -> dict:
+    """Read the test part: name -> Interval, by `metrics.evaluate`, and F1, over patients.
+
+    probability: (N,), of every image. The threshold is chosen on the validation part of the split.
+    """
+    validation, test = data.rows("validation", split), data.rows("test", split)
+    threshold = metrics.choose_threshold(data.labels[validation], probability[validation])
+    labels, patients = data.labels[test], data.patients[test]
+    found = metrics.evaluate(labels, probability[test], threshold, patients, seed)
+    called = probability[test] >= threshold
+    f1 = metrics.bootstrap(f1_of, labels, called, patients, seed=seed)
+    return found | {"f1": f1, "threshold": threshold}
+
+
+def f1_of(labels, called) -> float:
+    """F1 of calls (0 or 1), COVID as positive: 2 TP / (2 TP + FP + FN); 0 without positives."""
+    labels, called = np.asarray(labels, bool), np.asarray(called, bool)
+    return 2 * float((labels & called).sum()) / max(1, int(labels.sum() + called.sum()))
+
+
+def _check_name(what, name, known):
+    if name not in known:
+        raise ValueError(f"{name!r} is no {what}; choose one of {', '.join(known)}")

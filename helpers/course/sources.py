@@ -1,0 +1,125 @@
+"""Where studies and images come from: the phantom, a download, or a folder of yours."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from helpers.covidct import covid_ct
+from helpers.ct import cohort
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The sizes of one way to take the course; `tiny` is for tests of the machinery alone."""
+
+    size: tuple[int, int, int]
+    batch_size: int
+    epochs: int
+    opponent_width: int
+    opponent_epochs: int
+    phantom_counts: dict[str, int]
+    phantom_matrix: int
+
+
+PROFILES = {
+    "tiny": Profile((16, 48, 48), 4, 2, 4, 1, {"CT-0": 8, "CT-2": 6, "CT-3": 2}, 64),
+    "quick": Profile((32, 96, 96), 4, 12, 8, 4, {"CT-0": 60, "CT-2": 44, "CT-3": 16}, 192),
+    "full": Profile((64, 256, 256), 4, 40, 64, 40, {"CT-0": 100, "CT-2": 74, "CT-3": 26}, 512),
+}
+
+
+def get_studies(
+    dataset="phantom", profile="quick", data_dir="data", mirror=""
+) -> tuple[Path, Path, str]:
+    """Make sure that the studies are there; returns their folder, a work folder and a caption.
+
+    dataset: "phantom" (made here), "mosmed" (downloaded) or a folder in MosMedData's layout.
+    The work folder is below `data_dir`; nothing is ever written into a folder of yours.
+    mirror: a folder that outlives this machine, on a mounted Drive for example. A missing work
+    folder is restored from it, and a new one is kept there. MirrorError if it cannot be reached.
+    """
+    root, work, caption = bring_studies(dataset, profile, data_dir, mirror)
+    if mirror:
+        from helpers.storage.mirror import archive_of
+
+        if not archive_of(work, mirror).exists():
+            Keeper(work, mirror)()
+    return root, work, caption
+
+
+def bring_studies(dataset, profile, data_dir, mirror):
+    """Restore, make or download; what `get_studies` returns."""
+    if dataset == "phantom":
+        from helpers.phantom import simulate
+
+        root = Path(data_dir) / f"phantom-{profile}"
+        sizes = PROFILES[profile]
+        restore(root, mirror)
+        simulate.make_cohort(root, sizes.phantom_counts, sizes.phantom_matrix)
+        return root, root, "Synthetic phantom, not a patient."
+    if dataset == "mosmed":
+        from helpers.ct import mosmed
+
+        root = Path(data_dir) / "mosmed"
+        restore(root, mirror)
+        mosmed.download(root)
+        return root, root, "MosMedData (Morozov et al. 2020), CC BY-NC-ND 3.0."
+    root = Path(dataset).expanduser()
+    if not (root / "studies").is_dir():
+        raise cohort.CohortError(
+            f'{dataset}: no folder with studies/ in it; DATASET is "phantom", "mosmed" or one'
+        )
+    digest = hashlib.sha1(str(root.resolve()).encode(), usedforsecurity=False).hexdigest()[:8]
+    work = Path(data_dir) / f"{root.resolve().name}-{digest}"
+    restore(work, mirror)
+    return root, work, f"Studies of {root.name}."
+
+
+def restore(folder, mirror):
+    """Bring a missing folder back from the mirror, if there is one."""
+    if mirror:
+        from helpers.storage import mirror as kept
+
+        kept.restore(folder, mirror)
+
+
+class Keeper:
+    """Call it to mirror the folder; where that fails, the first failure is a warning."""
+
+    def __init__(self, folder, mirror):
+        self.folder, self.mirror, self.has_warned = folder, mirror, False
+
+    def __call__(self):
+        from helpers.storage.mirror import MirrorError, keep
+
+        try:
+            keep(self.folder, self.mirror)
+        except MirrorError as error:
+            if not self.has_warned:
+                warnings.warn(f"not mirrored: {error}", stacklevel=2)
+            self.has_warned = True
+
+
+def get_images(dataset="phantom", data_dir="data", profile="quick") -> tuple[Path, str]:
+    """Make sure that the images are there; returns their folder and a caption for every figure.
+
+    dataset: "phantom" (a synthetic twin, made here), "covid-ct" (downloaded) or a folder in
+    COVID-CT's layout. profile: size of the phantom, a key of covidct_twin.SIZES.
+    """
+    if dataset == "phantom":
+        from helpers.phantom import covidct_twin
+
+        root, sizes = Path(data_dir) / f"covid-ct-phantom-{profile}", covidct_twin.SIZES
+        if profile not in sizes:
+            raise ValueError(f'PROFILE is "{profile}"; choose one of {", ".join(sizes)}')
+        return covidct_twin.make_twin(root, *sizes[profile]), covidct_twin.CAPTION
+    if dataset == "covid-ct":
+        return covid_ct.download(Path(data_dir) / "covid-ct"), f"COVID-CT: {covid_ct.CREDIT}."
+    root = Path(dataset).expanduser()
+    if not (root / "Data-split").is_dir():
+        text = f'{dataset}: no folder with Data-split/; give "phantom", "covid-ct" or a data set'
+        raise covid_ct.CovidCTError(text)
+    return root, f"Images of {root.name}."

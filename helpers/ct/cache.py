@@ -1,0 +1,195 @@
+"""A cohort preprocessed once: one memory-mapped array of all its studies, and an index."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pooch
+from filelock import FileLock
+from threadpoolctl import threadpool_limits
+
+from helpers.ct.cohort import CohortError
+from helpers.ct.nifti import read_study
+from helpers.ct.nifti_checks import UnreadableStudy
+from helpers.ct.preprocessing import preprocess_fast
+from helpers.storage.files import write_whole
+from helpers.storage.progress import progress
+
+CACHE_VERSION = 2
+
+
+@dataclass(frozen=True)
+class CohortCache:
+    """A preprocessed cohort on disk.
+
+    volumes: memory map, uint8, (N, D, H, W). index: one line a usable study; its column `row`
+    is the study's place in `volumes`. skipped: the studies left out, with the reason.
+    """
+
+    volumes: np.ndarray
+    index: pd.DataFrame
+    skipped: pd.DataFrame
+
+
+def preprocess_cohort(
+    table,
+    root,
+    cache_dir,
+    size=(64, 256, 256),
+    limits=(-1000, 400),
+    executor=None,
+    workers=None,
+    on_error="raise",
+) -> CohortCache:
+    """Preprocess every study of `table` once, into one memory-mapped array; returns the cache.
+
+    table: from `find_studies`. size: (D, H, W). limits: the HU window. executor: any
+    concurrent.futures executor; by default processes on this machine, `workers` of them.
+    What is already cached with these settings from an unchanged file is reused, and an interrupted
+    call goes on where it stopped. on_error: "raise" (CohortError that lists every bad study) or
+    "skip" (they are left out and listed in the cache's `skipped`).
+    """
+    settings = "x".join(map(str, size)) + f"_hu{limits[0]:g}to{limits[1]:g}_v{CACHE_VERSION}"
+    folder = Path(cache_dir) / settings
+    with FileLock(folder / "lock"):
+        (folder / "rows").mkdir(parents=True, exist_ok=True)
+        done = _finished(folder)
+        done = {
+            study.study: done[study.study]
+            for study in table.itertuples()
+            if study.study in done and _unchanged(done[study.study][0], Path(root) / study.file)
+        }
+        todo = table[~table.study.isin(done)]
+        skipped = _preprocess_all(todo, root, folder, size, limits, executor, workers)
+        if len(skipped) and (on_error != "skip" or len(skipped) == len(table)):
+            listed = "\n".join(f"  {error}" for error in skipped.error)
+            raise CohortError(
+                f"{len(skipped)} of {len(table)} studies cannot be used:\n{listed}\n"
+                'Mend or remove them, or leave them out with on_error="skip".'
+            )
+        usable = table[~table.study.isin(skipped.study)]
+        volumes, index = _assemble(usable, {**done, **_finished(folder)}, folder, size)
+    return CohortCache(volumes, index, skipped)
+
+
+def _array_file(folder, lines) -> Path:
+    """Named after what the array holds, so that an index can never belong to another array."""
+    held = "\n".join(f"{line['study']} {line['sha1']}" for line in lines)
+    return folder / f"volumes-{hashlib.blake2b(held.encode(), digest_size=6).hexdigest()}.npy"
+
+
+def _finished(folder) -> dict[str, tuple]:
+    """Study -> (its line, file, row in it), from the finished array and an interrupted call."""
+    finished = {}
+    if (folder / "index.csv").exists():
+        lines = pd.read_csv(folder / "index.csv").to_dict("records")
+        array = _array_file(folder, lines)
+        if array.exists():
+            finished = {line["study"]: (line, array, line["row"]) for line in lines}
+    for file in (folder / "rows").glob("*.json"):
+        line = json.loads(file.read_text())
+        finished[line["study"]] = (line, file.with_suffix(".npy"), ...)
+    return finished
+
+
+def _unchanged(line, path) -> bool:
+    """Whether a cached line still describes the file: same size and time, or same content."""
+    if not path.exists() or path.stat().st_size != line["n_bytes"]:
+        return False
+    is_untouched = path.stat().st_mtime_ns == line["modified_ns"]
+    return is_untouched or pooch.file_hash(str(path), alg="sha1") == line["sha1"]
+
+
+def _preprocess_one(path, size, limits) -> tuple[dict, np.ndarray] | UnreadableStudy:
+    """What a worker does: the line and the volume of one study, or why there is none."""
+    try:
+        study, stat = read_study(path), os.stat(path)
+        # one process a core is enough: more threads in each only wait for one another
+        with threadpool_limits(1):
+            volume = preprocess_fast(study, size, limits)
+    except UnreadableStudy as error:
+        return error
+    line = {"n_bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
+    line["sha1"] = pooch.file_hash(str(path), alg="sha1")
+    line |= dict(zip(("n_slices", "height", "width"), study.shape, strict=True))
+    line |= dict(zip(("spacing_z", "spacing_y", "spacing_x"), study.spacing, strict=True))
+    return line, volume
+
+
+def _preprocess_all(table, root, folder, size, limits, executor, workers) -> pd.DataFrame:
+    """Write one row file a study; returns the bad studies: study, file, error."""
+    skipped = []
+    workers = min(workers or os.cpu_count() or 1, max(len(table), 1))
+    own = None
+    if executor is None and workers > 1 and len(table) > 2:
+        own = executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+    try:
+        jobs = _in_turn(table, root, size, limits, executor, n_ahead=4 * workers)
+        options = {"unit": "study", "disable": table.empty}
+        for study, result in progress(jobs, "preprocess", len(table), **options):
+            if isinstance(result, UnreadableStudy):
+                skipped.append({"study": study.study, "file": study.file, "error": str(result)})
+                continue
+            line, volume = result
+            line |= {"study": study.study, "category": study.category, "file": study.file}
+            row = folder / "rows" / f"{study.study}.npy"
+            write_whole(row, partial(np.save, arr=volume))
+            text = json.dumps(line).encode()
+            write_whole(row.with_suffix(".json"), lambda file, text=text: file.write(text))
+    finally:
+        if own:
+            own.shutdown(cancel_futures=True)
+    skipped.sort(key=lambda bad: bad["file"])
+    return pd.DataFrame(skipped, columns=["study", "file", "error"])
+
+
+def _in_turn(table, root, size, limits, executor, n_ahead):
+    """Yield (study, result) as results come in, with few volumes in memory at a time."""
+    waiting = {}
+    for study in table.itertuples():
+        arguments = (str(Path(root) / study.file), size, limits)
+        if executor is None:
+            yield study, _preprocess_one(*arguments)
+            continue
+        waiting[executor.submit(_preprocess_one, *arguments)] = study
+        if len(waiting) >= n_ahead:
+            for job in wait(waiting, return_when=FIRST_COMPLETED).done:
+                yield waiting.pop(job), job.result()
+    while waiting:
+        for job in wait(waiting, return_when=FIRST_COMPLETED).done:
+            yield waiting.pop(job), job.result()
+
+
+def _assemble(table, done, folder, size) -> tuple[np.ndarray, pd.DataFrame]:
+    """Put the volumes of `table` into one array; what is already in place is left alone."""
+    lines = []
+    for row, study in enumerate(table.itertuples()):
+        lines.append({**done[study.study][0], "row": row, "category": study.category})
+    target, index = _array_file(folder, lines), pd.DataFrame(lines)
+    if not target.exists():
+        write_whole(target, lambda file: _write_volumes(file, table.study, done, size))
+    write_whole(folder / "index.csv", lambda file: index.to_csv(file, index=False))
+    for old in (*folder.glob("volumes-*"), *folder.glob(".volumes-*")):
+        if old != target:
+            old.unlink()
+    shutil.rmtree(folder / "rows")
+    return np.load(target, mmap_mode="r"), index
+
+
+def _write_volumes(file, studies, done, size):
+    """Write one array of all volumes, one after the other: only one is in memory."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(studies), *size)}
+    np.lib.format.write_array_header_1_0(file, header)
+    for study in studies:
+        _, array, row = done[study]
+        file.write(np.load(array, mmap_mode="r")[row].tobytes())

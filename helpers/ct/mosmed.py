@@ -1,0 +1,281 @@
+"""MosMedData (COVID19_1110 v1.0): 1110 chest CT studies of 1110 patients, by degree of COVID-19.
+
+Morozov et al. 2020, "MosMedData: Chest CT Scans With COVID-19 Related Findings Dataset",
+doi 10.1101/2020.05.20.20100362. Licence CC BY-NC-ND 3.0: copy it with credit, not for money, and
+publish nothing derived from it, neither resampled volumes nor slices nor GIFs.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import zipfile
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from helpers.storage import downloads
+from helpers.storage.downloads import ArchiveError, DownloadError, file_size
+from helpers.storage.files import write_whole
+
+CREDIT = "Morozov et al. 2020, doi 10.1101/2020.05.20.20100362, CC BY-NC-ND 3.0"
+CATEGORIES = {"CT-0": 254, "CT-1": 684, "CT-2": 125, "CT-3": 45, "CT-4": 2}
+FIRST_MASK, LAST_MASK = 255, 304
+BASE_URL = "https://github.com/hasibzunair/3D-image-classification-tutorial/releases/download/v0.2"
+RELEASE = {"CT-0.zip": 1_065_471_431, "CT-23.zip": 1_045_162_547, "CT-1.zip": 1_050_898_487}
+SETS = {"subset": ["CT-0.zip", "CT-23.zip"], "subset+CT-1": list(RELEASE), "full": []}
+FULL_SOURCES = (
+    "mosmed.ai/datasets/covid19_1110 (registration) or "
+    "kaggle.com/datasets/mathurinache/mosmeddata-chest-ct-scans-with-covid19"
+)
+REGISTRY = "dataset_registry.xlsx"
+EXTRAS = (REGISTRY, "LICENSE", "README_EN.md")
+MARKER = ".unpacked.json"
+
+
+@dataclass
+class Report:
+    """What a folder holds; `print` it for a summary.
+
+    studies: the catalogue with a column `status`: "missing" or "present", and after `verify`
+    "match", "mismatch" or "damaged" instead of "present". left_out: unknown files in archives.
+    """
+
+    root: Path
+    studies: pd.DataFrame
+    left_out: int = 0
+
+    def count(self, status: str) -> int:
+        """Number of studies with this status."""
+        return int((self.studies["status"] == status).sum())
+
+    def __str__(self):
+        there = self.studies[self.studies["status"] != "missing"]
+        counts = there["category"].value_counts().sort_index()
+        parts = ", ".join(f"{category} {n}" for category, n in counts.items()) or "none"
+        lines = [f"{self.root}: {len(there)} of {len(self.studies)} studies ({parts})"]
+        match, mismatch, damaged = map(self.count, ("match", "mismatch", "damaged"))
+        if match + mismatch + damaged:
+            lines.append(f"gzip CRC-32: {match + mismatch} good, {damaged} damaged")
+            lines.append(f"git blob SHA-1: {match} as in two full mirrors, {mismatch} different")
+        if mismatch:
+            lines.append(f"warning: {mismatch} studies are not byte for byte those of the mirrors")
+        if self.left_out:
+            lines.append(f"{self.left_out} unknown files in the archives were left out")
+        return "\n".join([*lines, f"Source: {CREDIT}"])
+
+
+def catalogue() -> pd.DataFrame:
+    """All 1110 studies: study, category, file (below the root), git_blob_sha1, mask (bool).
+
+    The SHA-1 are those on which two independent full mirrors agree; the publisher gives none.
+    """
+    path = Path(__file__).with_name("mosmed_git_blob_sha1.tsv")
+    table = pd.read_csv(path, sep="\t", names=["name", "git_blob_sha1"])
+    study = table["name"].str.removesuffix(".nii.gz")
+    category = [name for name, n in CATEGORIES.items() for _ in range(n)]
+    return pd.DataFrame(
+        {
+            "study": study,
+            "category": category,
+            "file": "studies/" + pd.Series(category) + "/" + table["name"],
+            "git_blob_sha1": table["git_blob_sha1"],
+            "mask": study.str[-4:].astype(int).between(FIRST_MASK, LAST_MASK),
+        }
+    )
+
+
+def download(
+    root: str | os.PathLike,
+    which: str = "subset",
+    base_url: str = BASE_URL,
+    keep_archives: bool = False,
+) -> Report:
+    """Bring MosMedData into `root` in its own layout, `studies/CT-*/study_*.nii.gz`.
+
+    which: "subset" (a release of 100 CT-0 and 100 CT-2 or CT-3 studies, 2.1 GB), "subset+CT-1"
+    (3.2 GB) or "full": the whole set needs a registration, so its archives (any name, .zip) or
+    its folders must lie in `root`; archives are unpacked and stay. Nothing is fetched when the
+    set is there. keep_archives: keep the release's zips after they are unpacked.
+    Writes `dataset_registry.xlsx` if none came with the data. Raises ValueError for another
+    `which`, DownloadError and ArchiveError with one line that says what to do.
+    """
+    if which not in SETS:
+        raise ValueError(f"which={which!r} is not known; choose one of {', '.join(SETS)}")
+    root, left_out = Path(root), 0
+    try:
+        # a complete folder is not written to: in a workshop it may be shared and read-only
+        if _list_todo(root, which) or not _has_registry(root):
+            with downloads.lock(root / "mosmed"):
+                left_out = _bring(root, which, base_url, keep_archives)
+                if not _has_registry(root):
+                    _write_registry(root)
+    except OSError as error:
+        raise DownloadError(f"{root}: cannot be written ({error}); choose another folder") from None
+    report = Report(root, _list_studies(root), left_out)
+    if which == "full" and report.count("missing"):
+        raise DownloadError(
+            f"{root}: {report.count('missing')} of {len(report.studies)} studies are missing; get "
+            f"the full set from {FULL_SOURCES} and put its zip at {root / 'MosMedData.zip'}, or "
+            f"its folders so that {root / report.studies['file'][0]} is there"
+        )
+    return report
+
+
+def verify(root: str | os.PathLike, on_error: str = "raise") -> Report:
+    """Read every study in `root` to its end: gzip CRC-32 and git blob SHA-1.
+
+    A study whose bytes differ from the catalogue's is counted ("mismatch"): a mirror may have
+    compressed it anew. A damaged one raises ArchiveError, or is listed with on_error="report".
+    """
+    from helpers.storage.progress import progress
+
+    table = _list_studies(Path(root))
+    there = table[table["status"] == "present"]
+    paths = [Path(root) / file for file in there["file"]]
+    with ThreadPoolExecutor() as pool:
+        checks = pool.map(check_study, paths, there["git_blob_sha1"])
+        table.loc[there.index, "status"] = list(progress(checks, total=len(paths), desc="verify"))
+    damaged = table.loc[table["status"] == "damaged", "file"].tolist()
+    if damaged and on_error == "raise":
+        names = ", ".join(damaged[:3]) + ", ..." * (len(damaged) > 3)
+        raise ArchiveError(
+            f"{root}: {len(damaged)} damaged ({names}); delete them and run the download again"
+        )
+    return Report(Path(root), table)
+
+
+def check_study(path: str | os.PathLike, git_blob_sha1: str) -> str:
+    """Say of one .nii.gz file whether it is a "match", a "mismatch" or "damaged" (gzip CRC-32)."""
+    n_bytes = 0
+    try:
+        data = Path(path).read_bytes()
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
+            while block := stream.read(1 << 20):
+                n_bytes += len(block)
+    except (OSError, EOFError, zlib.error):
+        return "damaged"
+    if not n_bytes:
+        return "damaged"
+    return "match" if hash_git_blob(data) == git_blob_sha1 else "mismatch"
+
+
+def hash_git_blob(data: bytes) -> str:
+    """SHA-1 (hex) that `git hash-object` gives for a file with these bytes."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+def _list_studies(root):
+    """The catalogue with a column `status`, "present" or "missing"."""
+    table = catalogue()
+    sizes = [file_size(root / file) for file in table["file"]]
+    return table.assign(status=["present" if size else "missing" for size in sizes])
+
+
+def _read_marker(root):
+    """{archive: {file: bytes}} of the release archives that were unpacked here."""
+    try:
+        return json.loads((root / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _studies_of(table, name):
+    """The rows of the catalogue that a release archive is about: CT-23.zip is CT-2 and CT-3."""
+    return table[table["category"].isin([f"CT-{digit}" for digit in name[3:-4]])]
+
+
+def _is_complete(root, name):
+    if files := _read_marker(root).get(name):
+        return all(file_size(root / file) == size for file, size in files.items())
+    return _studies_of(_list_studies(root), name)["status"].eq("present").all()
+
+
+def _list_todo(root, which):
+    """The archives that are still to be unpacked."""
+    if which != "full":
+        return [name for name in SETS[which] if not _is_complete(root, name)]
+    is_there = _list_studies(root)["status"].eq("present").all()
+    return [] if is_there else sorted(path.name for path in root.glob("[!.]*.zip"))
+
+
+def _bring(root, which, base_url, keep_archives):
+    """Fetch (but for "full") and unpack; the number of unknown files in the archives."""
+    names, left_out = _list_todo(root, which), 0
+    if which == "full":
+        return sum(_unpack(root / name, root) for name in names)
+    _check_space(root, names, keep_archives)
+    for name in names:
+        url = f"{base_url.rstrip('/')}/{name}"
+        archive = downloads.download(url, root / name, size=RELEASE[name])
+        left_out += _unpack(archive, root)
+        if not keep_archives:
+            archive.unlink()
+    return left_out
+
+
+def _check_space(root, names, keep_archives):
+    sizes = [RELEASE[name] for name in names]
+    files = [file for name in names for file in _studies_of(catalogue(), name)["file"]]
+    unpacked = min(sum(file_size(root / file) for file in files), sum(sizes))
+    fetched = sum(file_size(root / f"{name}{end}") for name in names for end in ("", ".part"))
+    archives = sum(sizes) if keep_archives else max(sizes, default=0)
+    downloads.check_space(root, sum(sizes) + archives - unpacked - fetched)
+
+
+def _unpack(archive, root):
+    """Put the archive's studies where MosMedData has them; the number of unknown files in it."""
+    table = catalogue()
+    targets = {file.rsplit("/", 1)[-1]: file for file in table["file"]}
+    for study in table.loc[table["mask"], "study"]:
+        targets[f"{study}_mask.nii.gz"] = f"masks/{study}_mask.nii.gz"
+    targets |= {name: name for name in EXTRAS}
+    left_out = []
+
+    def place(name):
+        target = targets.pop(name.rsplit("/", 1)[-1], None)
+        if target is None:
+            left_out.append(name)
+        return target
+
+    unpacked = downloads.unpack_zip(archive, root, place)
+    sizes = {path.relative_to(root).as_posix(): file_size(path) for path in unpacked}
+    if archive.name in RELEASE and not any(file.startswith("studies/") for file in sizes):
+        raise ArchiveError(f"{archive}: holds no study of MosMedData; delete it and get it again")
+    marker = _read_marker(root) | {archive.name: sizes}
+    text = json.dumps(marker, indent=1)
+    write_whole(root / MARKER, lambda file: file.write(text.encode()))
+    return len(left_out)
+
+
+def _has_registry(root):
+    """Is there a registry that lists every study that is there?"""
+    studies = _list_studies(root)
+    try:
+        listed = pd.read_excel(root / REGISTRY)["study_id"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return False
+    return set(studies.loc[studies["status"] == "present", "study"]) <= set(listed)
+
+
+def _write_registry(root):
+    """Make MosMedData's registry for the studies that are there."""
+    studies = _list_studies(root)
+    there = studies[studies["status"] == "present"]
+    masks = "masks/" + there["study"] + "_mask.nii.gz"
+    registry = pd.DataFrame(
+        {
+            "study_id": there["study"],
+            "category": there["category"],
+            "study_file": there["file"],
+            "mask_file": masks.where([(root / mask).is_file() for mask in masks]),
+        }
+    )
+    registry.to_excel(stream := io.BytesIO(), index=False)
+    write_whole(root / REGISTRY, lambda file: file.write(stream.getvalue()))

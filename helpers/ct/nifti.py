@@ -1,0 +1,156 @@
+"""A NIfTI file as a study: HU, in one orientation.
+
+Arrays are (D, H, W) everywhere: slice 0 is the most inferior (feet), row 0 anterior, column 0
+the patient's right. In nibabel's axis codes that is (S, P, L): the letters name the direction
+in which each index grows.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+import zlib
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from helpers.ct.nifti_checks import (
+    UnreadableStudy,
+    bytes_claimed,
+    is_packed,
+    one_line,
+    open_image,
+    unpack,
+    volume_shape,
+)
+
+AIR = -1000
+AXES = ("S", "P", "L")
+MIN_SLICES = 8
+AIR_RANGE = (-1500, -200)  # HU; padding outside the field of view lies below
+
+
+class Study:
+    """One CT study: its header at once, its voxels when `hu` is first read.
+
+    path: the file. shape: (D, H, W) in voxels. spacing: (z, y, x) in mm.
+    source_axes: nibabel axis codes of the file as stored, for example ("L", "A", "S").
+    description: the header's own words on the study, at most 80 characters.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self._image = open_image(self.path)
+        header, affine = self._image.header, self._image.affine
+        shape, zooms = volume_shape(header), header.get_zooms()
+        self.description = bytes(header["descrip"].item()).decode("latin-1").strip()
+        if header["sform_code"] == 0 and header["qform_code"] == 0:
+            warnings.warn(
+                f"{path}: no affine in the header, taken to be stored as LAS", stacklevel=3
+            )
+        stored = nib.io_orientation(affine)
+        self.source_axes = nib.aff2axcodes(affine)
+        self._transform = nib.orientations.ornt_transform(
+            stored, nib.orientations.axcodes2ornt(AXES)
+        )
+        order = np.argsort(self._transform[:, 0])
+        self.shape = tuple(int(shape[axis]) for axis in order)
+        self.spacing = tuple(float(zooms[axis]) for axis in order)
+        if self.shape[0] < MIN_SLICES:
+            remedy = f"give a study of at least {MIN_SLICES} slices"
+            raise UnreadableStudy(path, f"has {self.shape[0]} slices", remedy)
+
+    @cached_property
+    def hu(self) -> np.ndarray:
+        """The voxels in HU: int16, (D, H, W). UnreadableStudy if damaged or not in HU."""
+        return np.ascontiguousarray(self.read_hu(), dtype=np.int16)
+
+    def read_hu(self) -> np.ndarray:
+        """As `hu`, but read anew, not kept, and in the file's own order in memory."""
+        return _to_hu(self._read_voxels(), self.path)
+
+    def _read_voxels(self):
+        """The voxels as stored, scaled, (D, H, W); UnreadableStudy if damaged."""
+        try:
+            voxels = _voxels(self._image, self.path)
+        except UnreadableStudy:
+            raise
+        except (OSError, EOFError, ValueError, zlib.error) as error:
+            reason = f"is damaged ({one_line(error)})"
+            raise UnreadableStudy(self.path, reason, "download or copy it again") from None
+        return nib.orientations.apply_orientation(voxels, self._transform)
+
+    def __repr__(self):
+        spacing = " x ".join(f"{step:.2f}" for step in self.spacing)
+        return f"Study({self.path.name}, shape={self.shape}, spacing={spacing} mm)"
+
+
+def read_study(path: str | os.PathLike) -> Study:
+    """Open a chest CT in NIfTI format (.nii, .nii.gz, .hdr/.img), in any orientation.
+
+    Only the header is read now; `.hu` reads the voxels. UnreadableStudy names the file, what is
+    wrong and what to do. Format: NIfTI-1, https://nifti.nimh.nih.gov/nifti-1.
+    """
+    return Study(path)
+
+
+def read_mask(path: str | os.PathLike) -> np.ndarray:
+    """Read a lesion mask as a boolean array (D, H, W), in the order of `read_study`.
+
+    What is above 0 is lesion. UnreadableStudy if the file is no 3-D volume or damaged.
+    """
+    return Study(path)._read_voxels() > 0
+
+
+def _voxels(image, path):
+    """The array of an opened image, scaled, (x, y, z)."""
+    proxy, shape = image.dataobj, volume_shape(image.header)
+    if is_packed(path):
+        content = unpack(path, bytes_claimed(image.header, proxy.offset))
+        if (proxy.slope, proxy.inter) == (1, 0):
+            # the bytes as they are: nothing is copied
+            return np.ndarray(shape, proxy.dtype, content, proxy.offset, order="F")
+        proxy = type(image).from_bytes(content).dataobj
+    return np.asarray(proxy).reshape(shape, order="F")
+
+
+def _to_hu(voxels, path):
+    """The voxels as int16 HU; UnreadableStudy if they are not in HU.
+
+    What is not a number or infinite becomes air, with a warning.
+    """
+    if voxels.dtype.kind == "f":
+        odd = ~np.isfinite(voxels)
+        if odd.any():
+            warnings.warn(f"{path}: {odd.sum():,} voxels without a value set to air", stacklevel=5)
+            voxels = np.where(odd, AIR, voxels)
+    low, high = voxels.min(), voxels.max()
+    if low == high:
+        reason = f"has the value {low:g} in every voxel"
+        raise UnreadableStudy(path, reason, "convert the original CT again")
+    above, below = max(low, AIR_RANGE[0]), AIR_RANGE[1]
+    # slice by slice, to the first ones that hold enough
+    counts = (np.count_nonzero((part > above) & (part < below)) for part in voxels)
+    if not any(n_air >= 0.01 * voxels.size for n_air in accumulate(counts)):
+        raise UnreadableStudy(
+            path,
+            f"has no air (values {low:g} to {high:g}): these are {_scale(low, high)}, "
+            "not Hounsfield units",
+            "convert it from the original CT with its rescale slope and intercept",
+        )
+    if voxels.dtype.kind == "f":
+        voxels = np.rint(voxels)
+    if voxels.dtype != np.int16:
+        voxels = np.clip(voxels, -32768, 32767).astype(np.int16)
+    return voxels
+
+
+def _scale(low, high):
+    """In words, what values from `low` to `high` without air may be."""
+    low, high = float(low), float(high)
+    if low >= -128 and high <= 255:
+        return "8-bit grey values" if high - low > 2 else "scaled grey values"
+    return "stored values without their offset" if high < 1 << 16 else "values of another scale"

@@ -1,0 +1,214 @@
+"""Opening a NIfTI file: what it is, and whether its header can be true, before any voxel is read.
+
+Format: NIfTI-1, https://nifti.nimh.nih.gov/nifti-1; gzip, RFC 1952.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import zlib
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+try:
+    from isal import igzip as gzip
+except ImportError:  # the standard library does the same in twice the time
+    import gzip
+ENDINGS = (".nii", ".nii.gz", ".hdr", ".img")
+GZIP_MAGIC = b"\x1f\x8b"
+GZIP_RATIO = 1100  # gzip packs no more than 1032 bytes into one
+MAX_BYTES = 4 << 30
+MAX_COMMENTS = 16 << 20
+SPACINGS = (0.05, 50)  # mm
+AGAIN = "download it again or convert the original CT"
+DAMAGE = (nib.spatialimages.HeaderDataError, OSError, EOFError, ValueError, OverflowError)
+DAMAGE += (zlib.error,)
+# What nibabel would log about a header, the checks here say once, with the file's name
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL + 1)
+
+
+class UnreadableStudy(ValueError):
+    """A file that is no usable chest CT; the message names the file, the reason and the remedy."""
+
+    def __init__(self, path, reason, remedy):
+        self.path, self.reason, self.remedy = str(path), reason, remedy
+        super().__init__(" ".join(f"{path}: {reason}; {remedy}".splitlines()))
+
+    def __reduce__(self):
+        return type(self), (self.path, self.reason, self.remedy)
+
+
+def open_image(path: Path) -> nib.Nifti1Pair:
+    """Open a NIfTI file with nibabel, its voxels unread; UnreadableStudy if that cannot be right.
+
+    nibabel mends a header where it can. Here what decides how the voxels are read has to be right
+    as it stands: shape, spacing, affine, and a file long enough for what the header claims.
+    """
+    check_file(path)
+    try:
+        header, n_bytes = read_header(path)
+        check_header(path, header, n_bytes)
+        check_comments(path, header)
+        with np.errstate(all="ignore"):  # what is no number is refused below
+            image = nib.load(path)
+    except UnreadableStudy:
+        raise
+    except nib.filebasedimages.ImageFileError:
+        raise UnreadableStudy(path, "is no NIfTI file", AGAIN) from None
+    except DAMAGE as error:
+        raise UnreadableStudy(path, f"has a damaged header ({one_line(error)})", AGAIN) from None
+    affine = image.affine
+    if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
+        raise UnreadableStudy(path, "has no usable affine", "convert the original CT again")
+    check_spacing(path, nib.affines.voxel_sizes(affine))
+    return image
+
+
+def check_file(path):
+    """UnreadableStudy unless `path` is a regular file that begins as its name promises."""
+    try:
+        if path.is_dir() or not path.exists():
+            reason = "is a folder" if path.is_dir() else "does not exist"
+            raise UnreadableStudy(path, reason, "give the path of a .nii.gz file")
+        if not path.is_file():
+            raise UnreadableStudy(path, "is no regular file", "give the path of a .nii.gz file")
+        with open(path, "rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        reason = f"cannot be opened ({error.strerror})"
+        raise UnreadableStudy(path, reason, "check its permissions") from None
+    text, name, what = start.lstrip().lower(), path.name.lower(), None
+    if not start:
+        what = "is empty"
+    elif text.startswith((b"<!doctype", b"<html")):
+        what = "is a web page saved under a study's name"
+    elif text.startswith(b"version https://"):
+        what = "is a git-LFS pointer, not the file itself"
+    elif is_packed(path) and not start.startswith(GZIP_MAGIC):
+        what = "is no gzip file"
+    if what:
+        raise UnreadableStudy(path, what, "download it again")
+    if not name.endswith(ENDINGS):
+        reason = "is not named as a NIfTI file"
+        raise UnreadableStudy(path, reason, "give a .nii.gz or .nii file, or .hdr with .img")
+
+
+def read_header(path):
+    """The header as it stands in the file, and how many bytes the voxels' file may unpack to."""
+    is_pair = path.suffix.lower() in (".hdr", ".img")
+    files = (nib.Nifti1Pair if is_pair else nib.Nifti1Image).filespec_to_file_map(path)
+    files = {part: Path(holder.filename) for part, holder in files.items()}
+    for file in files.values():
+        if not file.is_file():
+            raise UnreadableStudy(path, f"has no file {file.name} beside it", "copy both files")
+    with nib.openers.ImageOpener(files.get("header", files["image"])) as file:
+        start = file.read(nib.Nifti2Header.sizeof_hdr)
+    n_bytes = files["image"].stat().st_size
+    if is_packed(path):
+        n_bytes *= GZIP_RATIO
+    for kind in (nib.Nifti1Pair, nib.Nifti2Pair) if is_pair else (nib.Nifti1Image, nib.Nifti2Image):
+        if kind.header_class.may_contain_header(start):
+            return kind.header_class(start[: kind.header_class.sizeof_hdr], check=False), n_bytes
+    raise UnreadableStudy(path, "is no NIfTI file", AGAIN)
+
+
+def check_header(path, header, n_bytes):
+    """UnreadableStudy if it is no header of one 3-D volume that fits into `n_bytes`."""
+    shape, code = volume_shape(header), int(header["datatype"])
+    if len(shape) != 3 or min(shape) < 1:
+        raise UnreadableStudy(path, f"has the shape {shape}", "give one 3-D volume per file")
+    if code not in nib.nifti1.data_type_codes.value_set("code"):
+        raise UnreadableStudy(path, f"has a damaged header (no data type {code})", AGAIN)
+    for name in ("qform_code", "sform_code"):
+        if int(header[name]) not in nib.nifti1.xform_codes.value_set("code"):
+            # nibabel would take it for 0 and the file for one without an affine
+            raise UnreadableStudy(path, f"has a damaged header ({name} {header[name]})", AGAIN)
+    if header.get_data_dtype().fields or header.get_data_dtype().kind == "c":
+        reason = "holds colours or complex numbers"
+        raise UnreadableStudy(path, reason, "convert the original CT again")
+    begin = header.get_data_offset()
+    claimed = bytes_claimed(header, begin)
+    if claimed > MAX_BYTES:
+        raise UnreadableStudy(path, f"claims {claimed / 1e9:,.0f} GB of voxels", "check the header")
+    if begin < (header.single_vox_offset if header.is_single else 0):
+        reason = f"has a damaged header (voxels from byte {begin} on)"
+        raise UnreadableStudy(path, reason, AGAIN)
+    check_length(path, min(n_bytes, claimed) if is_packed(path) else n_bytes, claimed)
+    check_spacing(path, header["pixdim"][1:4])
+
+
+def check_comments(path, header):
+    """UnreadableStudy if a comment behind the header is longer than the room that there is for it.
+
+    nibabel reads as many bytes as a comment says that it has.
+    """
+    place = header.sizeof_hdr + 4
+    end, name = header.get_data_offset(), path
+    if not header.is_single:
+        name = Path(nib.Nifti1Pair.filespec_to_file_map(path)["header"].filename)
+        end = name.stat().st_size
+    with nib.openers.ImageOpener(name) as file:
+        file.seek(place - 4)
+        if file.read(4)[:1] in (b"", b"\0"):
+            return
+        while place + 16 <= end:
+            size = int.from_bytes(file.read(4), "little" if header.endianness == "<" else "big")
+            if size < 16 or size % 16 or place + size > min(end, MAX_COMMENTS):
+                reason = f"has a damaged header (a comment of {size:,} bytes)"
+                raise UnreadableStudy(path, reason, AGAIN)
+            place += size
+            file.seek(place)
+
+
+def unpack(path, claimed):
+    """The unpacked bytes of a .gz file, read to its end, so that gzip's checksum is tested.
+
+    claimed: how many there are by the study's header. UnreadableStudy if there are fewer, or many
+    more; what is damaged fails as gzip does.
+    """
+    with gzip.open(path) as file:
+        content = file.read(claimed)
+        n_bytes = len(content) + sum(map(len, iter(lambda: file.read(1 << 20), b"")))
+    check_length(path, n_bytes, claimed)
+    return content
+
+
+def volume_shape(header):
+    """The header's shape; without the fourth axis if it holds a single volume."""
+    shape = tuple(int(n) for n in header.get_data_shape())
+    return shape[:3] if len(shape) == 4 and shape[3] == 1 else shape
+
+
+def bytes_claimed(header, begin):
+    """How long the unpacked file is by its header, with voxels from byte `begin` on."""
+    n_voxels = math.prod(volume_shape(header))
+    return begin + n_voxels * header.get_data_dtype().itemsize
+
+
+def check_spacing(path, steps):
+    """UnreadableStudy if a step between voxels, in mm, is none that a CT has."""
+    if not all(SPACINGS[0] <= step <= SPACINGS[1] for step in steps):
+        listed = " x ".join(f"{step:g}" for step in steps)
+        raise UnreadableStudy(path, f"has a voxel spacing of {listed} mm", "check the header")
+
+
+def check_length(path, n_bytes, claimed):
+    """UnreadableStudy if the unpacked file is shorter than its header claims, or much longer."""
+    if claimed <= n_bytes <= claimed * 1.05:
+        return
+    wrong = "shorter" if n_bytes < claimed else "longer"
+    reason = f"is damaged ({wrong} than the {claimed:,} bytes that its header claims)"
+    raise UnreadableStudy(path, reason, "download or copy it again")
+
+
+def is_packed(path):
+    """Whether the file is compressed, by its name."""
+    return path.name.lower().endswith(".gz")
+
+
+def one_line(error):
+    """An error's own words, short enough to stand within a message."""
+    return " ".join(str(error).split())[:100]

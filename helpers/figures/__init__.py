@@ -1,0 +1,1 @@
+"""Pictures: plots, slices, viewers, GIFs."""

@@ -1,0 +1,56 @@
+"""Moving pictures of a volume: the README's GIFs, and those of a study of your own."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import imageio.v3 as imageio
+import numpy as np
+from PIL import Image
+
+from helpers.ct import nifti, preprocessing
+from helpers.figures import rendering
+from helpers.storage.files import write_whole
+
+
+def save_gif(
+    volume, path, fps=12, size=512, window=(-1000, 400), caption="", levels=20, marks=True
+) -> Path:
+    """Write a volume (D, H, W) as a looped GIF that scrolls from the feet to the head.
+
+    volume: HU, shown in the window (low, high), or uint8, shown as it is. size: of a frame, in
+    pixels; slices that are not square are squeezed, so pad them first. caption, marks: words, and
+    the patient's sides, written into every frame. levels: of grey in the palette; fewer make a
+    smaller file. The file appears when it is complete.
+    """
+    grey = volume if volume.dtype == np.uint8 else preprocessing.window(volume, *window) * 255
+    step = 255 / (levels - 1)
+    frames = []
+    for plane in grey:
+        frame = Image.fromarray(np.rint(plane).astype(np.uint8)).resize(
+            (size, size), Image.Resampling.BOX
+        )
+        frame = (np.rint(np.asarray(frame) / step) * step).astype(np.uint8)
+        sides = "RLAP" if marks else ""
+        frames.append(rendering.annotate(np.stack([frame] * 3, -1), sides, caption)[..., 0])
+    options = {"extension": ".gif", "duration": 1000 / fps, "loop": 0, "optimize": True}
+    imageio.imwrite(packed := io.BytesIO(), np.stack(frames), **options)
+    return write_whole(path, lambda file: file.write(packed.getbuffer()))
+
+
+def pair_gifs(healthy, ill, folder, size=(64, 256, 256), caption="") -> list[Path]:
+    """Make the four GIFs of the README's table from two studies: raw and as the network sees it.
+
+    healthy, ill: a Study or a path. size: what `preprocess` makes. Returns the files' paths:
+    ct0_normal_raw, ct0_normal_normalized, ct23_abnormal_raw, ct23_abnormal_normalized (.gif).
+    """
+    written = []
+    for study, name in ((healthy, "ct0_normal"), (ill, "ct23_abnormal")):
+        study = study if isinstance(study, nifti.Study) else nifti.read_study(study)
+        raw = preprocessing.pad_to_square(study.hu, study.spacing, fill=nifti.AIR)
+        path = Path(folder) / f"{name}_raw.gif"
+        written.append(save_gif(raw, path, size=raw.shape[2], caption=caption))
+        seen, path = preprocessing.preprocess(study, size), Path(folder) / f"{name}_normalized.gif"
+        written.append(save_gif(seen, path, size=size[2], caption=caption, fps=16))
+    return written

@@ -1,0 +1,330 @@
+"""The course's figures: plain data in, a matplotlib Figure out, the same style everywhere.
+
+A figure shows itself as the last line of a cell, or through `display`. Slices are (H, W) with the
+patient's right in column 0, so the image's left is the patient's right, as radiologists see it.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+
+from helpers.scores import metrics
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Okabe and Ito's colours, told apart by every kind of colour vision
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+SEVERITY = ("#0072B2", "#F0E442", "#E69F00", "#D55E00", "#CC79A7")
+CATEGORIES = {f"CT-{k}": colour for k, colour in enumerate(SEVERITY)}
+GREY, WIDTH = "#777777", 9
+
+
+class CourseFigure(Figure):
+    """A Figure that shows itself in a notebook without pyplot."""
+
+    def _repr_png_(self):
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.08)
+        return buffer.getvalue()
+
+
+def use_course_style() -> None:
+    """Give every later matplotlib figure the course's fonts, grid and colour-blind-safe colours."""
+    mpl.rc("figure", dpi=100)
+    mpl.rc("savefig", dpi=100)
+    mpl.rc("font", size=10)
+    mpl.rc("axes", titlesize=10.5, grid=True, axisbelow=True, prop_cycle=mpl.cycler(color=COLOURS))
+    mpl.rc("axes.spines", top=False, right=False)
+    mpl.rc("grid", alpha=0.3)
+    mpl.rc("legend", frameon=False, fontsize=9)
+
+
+def show_slices(
+    slices, titles=None, spacing=None, window=None, caption="", mask=None, columns=4, marks=True
+) -> Figure:
+    """Slices side by side in grey, with R and L at the patient's right and left.
+
+    slices: (H, W), or (H, W, 3) in colour. spacing: mm, (y, x) or a study's (z, y, x), for axes
+    in mm. window: (low, high) in HU, or a list with one or None a slice; None shows the slice's
+    full range. mask: a list with (H, W) or None a slice, drawn as an outline. marks: False, or a
+    list, leaves R and L out where they would be wrong. caption: below, for example "synthetic".
+    """
+    n, columns = len(slices), min(len(slices), columns)
+    windows = [window] * n if window is None or np.isscalar(window[0]) else window
+    step_y, step_x = (1, 1) if spacing is None else spacing[-2:]
+    n_rows, n_y, n_x = -(-n // columns), *np.shape(slices[0])[:2]
+    width = min(WIDTH, 0.8 + 3.6 * columns)
+    height = n_rows * (width / columns * (n_y * step_y) / (n_x * step_x) + 0.6) + 0.3
+    figure, axes = _figure(n_rows, columns, height, width, caption, grid=False)
+    for axis in axes.flat[n:]:
+        axis.remove()
+    for k, (axis, limits) in enumerate(zip(axes.flat, windows, strict=False)):
+        n_y, n_x = np.shape(slices[k])[:2]
+        low, high = limits or (None, None)
+        extent = (0, n_x * step_x, n_y * step_y, 0)
+        axis.imshow(slices[k], cmap="gray", vmin=low, vmax=high, extent=extent)
+        title = titles[k] if titles else ""
+        if limits:
+            title += f"\n{low:g} to {high:g} HU".replace("-", "\N{MINUS SIGN}")
+        if mask is not None and mask[k] is not None and np.any(mask[k]):
+            x, y = (np.arange(n_x) + 0.5) * step_x, (np.arange(n_y) + 0.5) * step_y
+            axis.contour(x, y, mask[k], levels=[0.5], colors=COLOURS[4], linewidths=1.2)
+        if marks[k] if isinstance(marks, list) else marks:
+            _mark_sides(axis)
+        axis.set(title=title.strip(), xlabel="mm", ylabel="mm" if k % columns == 0 else "")
+        if spacing is None:
+            axis.set(xticks=[], yticks=[], xlabel="", ylabel="")
+    return figure
+
+
+def class_balance(table, caption="") -> Figure:
+    """Bars of the studies of each category; table: `category`, one row a study."""
+    counts = table.category.value_counts().sort_index()
+    figure, [[axis]] = _figure(1, 1, 3, 5, caption)
+    bars = axis.bar(
+        counts.index, counts, color=[CATEGORIES.get(name, GREY) for name in counts.index]
+    )
+    axis.bar_label(bars, [f"{n}\n{100 * n / counts.sum():.2g} %" for n in counts], padding=2)
+    axis.set(ylabel="studies", ylim=(0, counts.max() * 1.25))
+    axis.grid(visible=False, axis="x")
+    return figure
+
+
+def geometry(table, caption="") -> Figure:
+    """Slices, height and pixel size of each study, by category; the bar is the median.
+
+    table: `category`, `n_slices`, `spacing_z` and `spacing_x` in mm, one row a study.
+    """
+    figure, axes = _figure(1, 3, 3.2, WIDTH, caption, sharey=True)
+    labels = ("slices", "height in mm", "pixel size in mm")
+    columns = (table.n_slices, table.n_slices * table.spacing_z, table.spacing_x)
+    names = sorted(table.category.unique())
+    for axis, label, values in zip(axes.flat, labels, columns, strict=True):
+        for k, name in enumerate(names):
+            mine = values[table.category == name].to_numpy()
+            spread = k + np.random.default_rng(0).uniform(-0.25, 0.25, len(mine))
+            axis.scatter(
+                mine, spread, s=14, color=CATEGORIES.get(name, GREY), edgecolor=GREY, linewidth=0.3
+            )
+            axis.vlines(np.median(mine), k - 0.38, k + 0.38, color="black", linewidth=2)
+        axis.set(xlabel=label, yticks=range(len(names)), yticklabels=names)
+    axes.flat[0].invert_yaxis()
+    return figure
+
+
+def split_overview(table, caption="") -> Figure:
+    """Stacked bars of the categories in each part; table: `part` and `category`, a row a study."""
+    figure, [[axis]] = _figure(1, 1, 2.4, WIDTH, caption)
+    counts = table.groupby(["part", "category"]).size().unstack(fill_value=0)
+    counts = counts.reindex(["test", "validation", "train"]).dropna()
+    parts = [f"{part} ({n:g})" for part, n in counts.sum(axis=1).items()]
+    left, readable = np.zeros(len(counts)), 0.025 * counts.sum(axis=1).max()
+    for name, values in counts.items():
+        bars = axis.barh(parts, values, left=left, label=name, color=CATEGORIES.get(name, GREY))
+        texts = [f"{n:g}" if n > readable else "" for n in values]
+        axis.bar_label(bars, texts, label_type="center", fontsize=9)
+        left += values.to_numpy()
+    axis.set(xlabel="studies")
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def roc_and_pr(models, patients=None, n_resamples=1000, seed=0, caption="") -> Figure:
+    """ROC and precision-recall curves with 95 % bands, of models: name -> (labels, scores)."""
+    figure, [[roc, pr]] = _figure(1, 2, 4.4 + 0.2 * len(models), WIDTH, caption)
+    how = {"patients": patients, "n_resamples": n_resamples, "seed": seed}
+    for k, (name, (labels, scores)) in enumerate(models.items()):
+        area = metrics.auc_interval(labels, scores, **how)
+        mean = metrics.bootstrap(metrics.average_precision, labels, scores, **how)
+        for axis, kind, interval in ((roc, "roc", area), (pr, "pr", mean)):
+            grid, curve, low, high = metrics.curve_bands(labels, scores, kind, **how)
+            axis.plot(grid, curve, color=COLOURS[k % 7], label=f"{name}: {interval}")
+            axis.fill_between(grid, low, high, color=COLOURS[k % 7], alpha=0.15, linewidth=0)
+    roc.plot([0, 1], [0, 1], ":", color=GREY)
+    pr.axhline(np.mean(labels), linestyle=":", color=GREY)
+    roc.set(xlabel="1 − specificity", ylabel="sensitivity")
+    pr.set(xlabel="recall (sensitivity)", ylabel="precision")
+    for axis, title in ((roc, "AUC [95 % interval]"), (pr, "average precision [95 % interval]")):
+        axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+        axis.legend(title=title, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+    return figure
+
+
+def reliability_diagram(labels, probabilities, n_bins=5, caption="") -> Figure:
+    """Observed share of COVID against the predicted one; bars are Wilson intervals of each bin."""
+    bins = metrics.reliability(labels, probabilities, n_bins)
+    figure, [[axis]] = _figure(1, 1, 4.4, 5, caption)
+    axis.plot([0, 1], [0, 1], ":", color=GREY, label="perfect")
+    ends = np.abs(bins[["low", "high"]].to_numpy().T - bins.observed.to_numpy())
+    axis.errorbar(bins.predicted, bins.observed, ends, fmt="o-", capsize=3, label="this model")
+    for x, y, n in zip(bins.predicted, bins.high, bins["count"], strict=True):
+        axis.text(x, y + 0.02, f"n={n}", fontsize=8, ha="center")
+    axis.set(title=f"Brier score {metrics.brier(labels, probabilities):.3f}", aspect="equal")
+    axis.set(xlabel="predicted probability", ylabel="observed share of COVID", ylim=(-0.05, 1.1))
+    axis.legend(loc="upper left")
+    return figure
+
+
+def confusion_matrix(labels, predictions, names=("no COVID", "COVID"), caption="") -> Figure:
+    """Counts of truth (rows) against prediction (columns), with the percentages of each row."""
+    counts = np.zeros((2, 2), dtype=int)
+    np.add.at(counts, (np.asarray(labels, int), np.asarray(predictions, int)), 1)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    figure, [[axis]] = _figure(1, 1, 3.4, 3.8, caption, grid=False)
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (truth, call), share in np.ndenumerate(shares):
+        text, ink = (
+            f"{counts[truth, call]}\n{100 * share:.0f} %",
+            "white" if share > 0.5 else "black",
+        )
+        axis.text(call, truth, text, ha="center", va="center", color=ink, fontsize=12)
+    axis.set(xticks=(0, 1), yticks=(0, 1), xticklabels=names, yticklabels=names)
+    axis.set(xlabel="predicted", ylabel="truth")
+    return figure
+
+
+def training_curves(history, caption="") -> Figure:
+    """Losses, validation AUC and learning rate; the dotted line is the lowest validation loss.
+
+    history: `epoch`, `train_loss`, `validation_loss`, `validation_auc`, `learning_rate`.
+    """
+    figure, [axes] = _figure(1, 3, 3, WIDTH, caption)
+    panels = (("train_loss", "validation_loss"), ("validation_auc",), ("learning_rate",))
+    best = history.epoch[history.validation_loss.idxmin()]
+    for axis, names in zip(axes, panels, strict=True):
+        for name in names:
+            axis.plot(history.epoch, history[name], marker=".", label=name.split("_")[0])
+        axis.axvline(best, linestyle=":", color=GREY)
+        axis.set(xlabel="epoch", title=names[-1].replace("_", " ").replace("auc", "AUC"))
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    axes[0].set(title="loss")
+    axes[0].legend()
+    axes[1].set(ylim=(min(0.45, history.validation_auc.min() - 0.05), 1.02))
+    axes[2].ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+    return figure
+
+
+def intervals(scores, metrics=("auc",), chance=None, caption="") -> Figure:
+    """Forest plot: a row a model, a panel a metric, each value with its interval and in words.
+
+    scores: model -> {metric: Interval}, as `evaluate` gives. chance: {metric: value}, dotted.
+    """
+    width = min(WIDTH, 4 + 3.5 * len(metrics))
+    figure, axes = _figure(1, len(metrics), 1.1 + 0.36 * len(scores), width, caption, sharey=True)
+    for axis, metric in zip(axes.flat, metrics, strict=True):
+        found = [score[metric] for score in scores.values()]
+        for k, (value, low, high) in enumerate(found):
+            axis.hlines(k, low, high, color=COLOURS[0], linewidth=2)
+            axis.plot(value, k, "o", color=COLOURS[0])
+            axis.text(1.1, k, str(found[k]), va="center", fontsize=9)
+        if chance and metric in chance:
+            axis.axvline(chance[metric], linestyle=":", color=GREY)
+        title = metric.replace("_", " ").replace("auc", "AUC")
+        axis.set(title=title, xlim=(-0.04, 1.04), yticks=range(len(scores)), yticklabels=scores)
+    axes.flat[0].set_ylim(len(scores) - 0.5, -0.5)
+    return figure
+
+
+def failures_gallery(volumes, rows, threshold=0.5, n=4, n_slices=5, caption="") -> Figure:
+    """The worst wrong calls, worst first, each with slices around the one in its row.
+
+    volumes: uint8, (N, D, H, W). rows: `row` (place in volumes), `study`, `label`,
+    `probability`, `slice`. The slice of the row stands in the middle, framed.
+    """
+    wrong = rows[(rows.probability >= threshold) != (rows.label == 1)]
+    wrong = wrong.iloc[np.argsort(-np.abs(wrong.label - wrong.probability))[:n]]
+    n_rows = max(len(wrong), 1)
+    figure, axes = _figure(n_rows, n_slices, 2.05 * n_rows, WIDTH, caption, grid=False)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[], visible=False)
+    if not len(wrong):
+        figure.suptitle("no wrong calls")
+    for line, row in zip(axes, wrong.itertuples(), strict=False):
+        volume = volumes[row.row]
+        step = max(1, len(volume) // (3 * n_slices))
+        for k, axis in enumerate(line):
+            place = row.slice + (k - n_slices // 2) * step
+            if 0 <= place < len(volume):
+                axis.imshow(volume[place], cmap="gray", vmin=0, vmax=255)
+                axis.set_title(f"slice {place}", fontsize=8)
+                axis.set_visible(True)
+                _mark_sides(axis)
+        truth = "COVID" if row.label == 1 else "no COVID"
+        title = f"{row.study}: {truth}, p = {row.probability:.2f}\nslice {row.slice}"
+        line[n_slices // 2].set_title(title, fontsize=9)
+        line[n_slices // 2].spines[:].set(visible=True, color=COLOURS[1], linewidth=2.5)
+    return figure
+
+
+def attention_strip(attention, lesion=None, title="", caption="") -> Figure:
+    """A bar of attention for each slice, from the feet up; the slices with lesion are shaded.
+
+    attention: (D,), sums to 1. lesion: (D,) true or positive where a slice holds lesion, or None.
+    """
+    attention = np.asarray(attention)
+    figure, [[axis]] = _figure(1, 1, 2.2, WIDTH, caption)
+    if lesion is not None:
+        places, top = np.flatnonzero(lesion), attention.max() * 1.1
+        axis.bar(places, top, 1.0, color=COLOURS[4], alpha=0.3, label="slices with lesion")
+    axis.bar(np.arange(len(attention)), attention, 0.8, color=COLOURS[0], label="attention")
+    axis.axhline(1 / len(attention), linestyle=":", color=GREY, label="even")
+    axis.set(title=title, xlabel="slice (feet to head)", ylabel="attention")
+    axis.set(xlim=(-0.6, len(attention) - 0.4), ylim=(0, attention.max() * 1.1))
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def _figure(n_rows, n_columns, height, width, caption, grid=True, **options):
+    """A figure and its axes (n_rows, n_columns), the caption small below."""
+    use_course_style()
+    figure = CourseFigure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(n_rows, n_columns, squeeze=False, **options)
+    for axis in axes.flat:
+        axis.grid(grid)
+    if caption:
+        figure.supxlabel(caption, fontsize=8.5, color=GREY)
+    return figure, axes
+
+
+def _mark_sides(axis) -> None:
+    """Write R at the image's left edge and L at its right edge."""
+    how = {"color": "white", "path_effects": [withStroke(linewidth=2, foreground="black")]}
+    axis.text(0.03, 0.5, "R", ha="left", va="center", transform=axis.transAxes, **how)
+    axis.text(0.97, 0.5, "L", ha="right", va="center", transform=axis.transAxes, **how)
+
+
+class LiveCurve:
+    """For fit's on_epoch: draws the training curves again in place, after every `every` epochs.
+
+    Outside a notebook it does nothing; in one that runs without a screen the last picture stays.
+    """
+
+    def __init__(self, every: int = 1) -> None:
+        self.every, self.display = every, None
+
+    def __call__(self, history: pd.DataFrame) -> None:
+        if len(history) % self.every:
+            return
+        try:
+            from IPython import display, get_ipython
+        except ImportError:
+            return
+        if not hasattr(get_ipython(), "kernel"):
+            return
+        import matplotlib.pyplot as plt
+
+        from helpers.figures.plots import training_curves
+
+        figure = training_curves(history)
+        if self.display is None:
+            self.display = display.display(figure, display_id=True)
+        else:
+            self.display.update(figure)
+        plt.close(figure)

@@ -1,0 +1,462 @@
+"""Scroll through CT studies in a notebook: `explore`, `compare`, and `mosaic` for print.
+
+Core ipywidgets only (7.7 and 8), frames as JPEG bytes in a `widgets.Image`. Where nobody can
+press a button (papermill, nbconvert, GitHub's view of a notebook) a still picture stands instead.
+"""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import ipywidgets as widgets
+import numpy as np
+from PIL import Image
+
+from helpers.ct import nifti, preprocessing
+from helpers.figures import rendering
+from helpers.figures.rendering import PLANES, PRESETS, render
+
+ORIGIN = {"axial": "above the lowest", "coronal": "from the front", "sagittal": "from the right"}
+
+
+@dataclass
+class Scan:
+    """One study, ready to be drawn: HU (D, H, W), spacing in mm, and what is laid over it.
+
+    mask: (D, H, W), true in a lesion. heat: (D, H, W), 0 to 1. attention: (D,).
+    """
+
+    hu: np.ndarray
+    spacing: tuple[float, float, float]
+    name: str = ""
+    caption: str = ""
+    mask: np.ndarray | None = None
+    heat: np.ndarray | None = None
+    attention: np.ndarray | None = None
+
+    @cached_property
+    def lungs(self):
+        """The box around the lungs."""
+        return rendering.lung_box(self.hu, self.spacing)
+
+    @cached_property
+    def lesion(self):
+        """Voxels of lesion in each slice, (D,), or None."""
+        return None if self.mask is None else self.mask.sum(axis=(1, 2))
+
+
+def load_scan(study, mask=None, heat=None, spacing=None, name=None) -> Scan:
+    """Bring a study and its overlays into one shape.
+
+    study: a Study, the path of one, or an array (D, H, W) in HU; a uint8 array is taken for what
+    `preprocess` made, -1000 to 400 HU. mask: a path or an array (D, H, W). heat: one value a
+    slice, (d,), or a volume (d, h, w); another size is resampled to the study's. spacing: mm,
+    (z, y, x), for an array. Raises UnreadableStudy, and ValueError for shapes that do not fit.
+    """
+    caption = ""
+    if not isinstance(study, np.ndarray):
+        study = study if isinstance(study, nifti.Study) else nifti.read_study(study)
+        name = study.path.name.removesuffix(".gz").removesuffix(".nii") if name is None else name
+        caption = "synthetic phantom" if "synthetic" in study.description else ""
+        hu, spacing = study.hu, study.spacing
+    elif study.ndim != 3 or study.dtype.kind not in "iuf" or study.size == 0:
+        raise ValueError(f"a volume is (D, H, W) numbers, not {study.shape} of {study.dtype}")
+    elif study.dtype == np.uint8:
+        hu = np.rint(study * (1400 / 255) - 1000).astype(np.int16)
+    else:
+        hu = np.nan_to_num(study, nan=-1000) if study.dtype.kind == "f" else study
+    scan = Scan(hu, tuple((1.0, 1.0, 1.0) if spacing is None else spacing), name or "", caption)
+    if mask is not None:
+        mask = nifti.read_mask(mask) if isinstance(mask, str | Path) else np.asarray(mask) > 0
+        if mask.shape != hu.shape:
+            raise ValueError(f"the mask has the shape {mask.shape}, the study {hu.shape}")
+        scan.mask = mask
+    if heat is not None:
+        heat = np.asarray(heat, np.float32)
+        if heat.ndim == 1 and len(heat):
+            scan.attention = preprocessing.resampling_matrix(len(heat), len(hu)) @ heat
+        elif heat.ndim == 3 and heat.size:
+            scan.heat = _fit(heat, hu, scan.spacing)
+            scan.heat = np.clip(scan.heat / max(float(scan.heat.max()), 1e-12), 0, 1)
+            scan.attention = scan.heat.mean(axis=(1, 2))
+        else:
+            raise ValueError(f"heat is (D,) or (D, H, W), not {heat.shape}")
+    return scan
+
+
+def explore(
+    study, mask=None, heat=None, spacing=None, preset="lung", plane="axial", name=None, size=512
+) -> Viewer:
+    """Look at one study: scroll, play, change plane and window, zoom, read HU at a point.
+
+    study: a Study, a path or an array (D, H, W). mask: lesions, a path or an array. heat: what a
+    network looked at, (D,) or (D, H, W). spacing: mm, (z, y, x), for an array. preset: a key of
+    PRESETS. plane: one of PLANES. size: pixels of the picture's longer side.
+    The result shows itself as the last line of a cell; see `load_scan` for the errors.
+    """
+    return Viewer([load_scan(study, mask, heat, spacing, name)], preset, plane, size)
+
+
+def compare(a, b, masks=(None, None), names=(None, None), preset="lung", plane="axial", size=430):
+    """Look at two studies side by side, with the same window and at the same height.
+
+    a, b, masks: as in `explore`. names: written above each. Scrolling is linked by the fraction
+    of the height, so that 20 slices and 40 slices reach the apex together.
+    """
+    scans = [
+        load_scan(study, mask, name=name)
+        for study, mask, name in zip((a, b), masks, names, strict=True)
+    ]
+    return Viewer(scans, preset, plane, size)
+
+
+def mosaic(
+    study, n=20, columns=5, mask=None, plane="axial", preset="lung", spacing=None, size=176
+) -> Image.Image:
+    """A contact sheet: n slices evenly from the feet to the head, as one picture for print.
+
+    study, mask, spacing: as in `explore`. size: pixels of a slice's longer side. Each slice says
+    its number and its position in mm.
+    """
+    _check_names(preset, plane)
+    scan = load_scan(study, mask, spacing=spacing)
+    through = rendering.plane_axes(plane)[0]
+    n_slices = scan.hu.shape[through]
+    n = max(1, min(n, n_slices))
+    level, width = PRESETS[preset]
+    tiles = []
+    for index in ((np.arange(n) + 0.5) * n_slices / n).astype(int):
+        text = f"{index + 1} · {index * scan.spacing[through]:.0f} mm"
+        tiles.append(
+            render(
+                *(scan.hu, plane, index, scan.spacing, level, width, scan.mask),
+                size=size,
+                text=text,
+            )
+        )
+    rows = [rendering.beside(tiles[k : k + columns], 3) for k in range(0, n, columns)]
+    height = sum(len(row) + 3 for row in rows) + 24
+    sheet = np.full((height, rows[0].shape[1], 3), rendering.BACKGROUND, np.uint8)
+    top = 0
+    for row in rows:
+        sheet[top : top + len(row), : row.shape[1]] = row
+        top += len(row) + 3
+    low, high = level - width // 2, level + width // 2
+    words = [scan.caption, scan.name, f"{plane}, {low} to {high} HU".replace("-", "−")]
+    return Image.fromarray(rendering.annotate(sheet, text=" · ".join(filter(None, words))))
+
+
+class Viewer:
+    """One or more scans behind one set of controls; shows itself as the last line of a cell.
+
+    The attributes say what is shown: plane, place (fractions of the depth, height and width, from
+    the feet, front and right), level, width (HU), opacity, zoom, cross. `picture` draws it.
+    """
+
+    def __init__(self, scans, preset="lung", plane="axial", size=512):
+        _check_names(preset, plane)
+        self.scans, self.plane, self.size = scans, plane, size
+        self.level, self.width = PRESETS[preset]
+        self.place = [0.45, 0.5, 0.3]
+        if scans[0].lesion is not None and scans[0].lesion.any():
+            self.move(0, int(scans[0].lesion.argmax()))
+        self.opacity, self.zoom, self.cross = 0.4, False, False
+
+    def point(self, scan) -> tuple[int, int, int]:
+        """The chosen voxel (z, y, x) of a scan; the cross never leaves what the zoom shows."""
+        chosen = []
+        for axis, n in enumerate(scan.hu.shape):
+            first, last = self.reach(scan, axis)
+            chosen.append(min(max(int(self.place[axis] * n), first), last))
+        return tuple(chosen)
+
+    def reach(self, scan, axis: int) -> tuple[int, int]:
+        """The first and last voxel that can be chosen along an axis of (D, H, W)."""
+        if self.zoom and self.cross and axis != rendering.plane_axes(self.plane)[0]:
+            start, stop = scan.lungs[axis]
+            return start, stop - 1
+        return 0, scan.hu.shape[axis] - 1
+
+    def move(self, axis: int, index: int) -> None:
+        """Choose voxel `index` of the first scan along an axis of (D, H, W)."""
+        self.place[axis] = (index + 0.5) / self.scans[0].hu.shape[axis]
+
+    def picture(self, plane=None, size=None) -> np.ndarray:
+        """What is shown, each scan in a square: uint8, (rows, columns, 3)."""
+        size = size or self.size
+        shown = [rendering.framed(picture, size) for picture in self._slices(plane, size)]
+        return rendering.beside(shown) if len(shown) > 1 else shown[0]
+
+    def _slices(self, plane, size):
+        """The rendered slice of each scan, in true proportion."""
+        plane, pictures = plane or self.plane, []
+        for scan in self.scans:
+            point = self.point(scan)
+            pictures.append(
+                render(
+                    *(scan.hu, plane, point[rendering.plane_axes(plane)[0]], scan.spacing),
+                    *(self.level, self.width, scan.mask, scan.heat, self.opacity),
+                    box=scan.lungs if self.zoom else None,
+                    point=point if self.cross else None,
+                    size=size,
+                    text=scan.caption,
+                    title=scan.name if len(self.scans) > 1 else "",
+                )
+            )
+        return pictures
+
+    def strip(self) -> np.ndarray | None:
+        """A bar a slice of the first scan, with attention and lesion; None without either."""
+        scan = self.scans[0]
+        if scan.attention is None and scan.lesion is None:
+            return None
+        return rendering.strip(scan.attention, scan.lesion, self.point(scan)[0], (self.size, 40))
+
+    def readout(self) -> str:
+        """Slice, position in mm, window and, with the cross on, the HU under it."""
+        through = rendering.plane_axes(self.plane)[0]
+        places, values = [], []
+        for scan in self.scans:
+            point = self.point(scan)
+            distance = point[through] * scan.spacing[through]
+            places.append(
+                f"slice {point[through] + 1} of {scan.hu.shape[through]}, "
+                f"{distance:.0f} mm {ORIGIN[self.plane]}"
+            )
+            values.append(f"{scan.hu[point]:.0f} HU")
+        ends = self.level - self.width / 2, self.level + self.width / 2
+        text = " | ".join(places) + f" · window {ends[0]:.0f} … {ends[1]:.0f} HU"
+        if self.cross:
+            text += " · at the cross " + " | ".join(values)
+        return text.replace("-", "−")
+
+    def still(self) -> Image.Image:
+        """A picture for where nothing can be pressed: one study in three planes, or the pair."""
+        shown = self._slices(self.plane, 400)
+        if len(self.scans) == 1:
+            for plane in PLANES:
+                shown += self._slices(plane, 300) if plane != self.plane else []
+        shown = rendering.beside(shown)
+        foot = np.full((26, shown.shape[1], 3), rendering.BACKGROUND, np.uint8)
+        foot = rendering.annotate(foot, text=self.readout())
+        return Image.fromarray(np.vstack([shown, foot]))
+
+    @cached_property
+    def widget(self):
+        """The controls and the picture, an ipywidgets box; made when it is first asked for."""
+        from helpers.figures.viewers import build
+
+        return build(self)
+
+    def _ipython_display_(self):
+        from IPython.display import display
+
+        if _is_headless():
+            still = rendering.encode(np.asarray(self.still()))
+            display({"image/jpeg": still, "text/plain": self.readout()}, raw=True)
+        else:
+            display(self.widget)
+
+
+def _check_names(preset, plane):
+    if preset not in PRESETS or plane not in PLANES:
+        raise ValueError(f"choose one of {', '.join(PRESETS)}, and one of {', '.join(PLANES)}")
+
+
+def _is_headless() -> bool:
+    """Whether nobody sits in front: papermill and nbconvert say that no input can be asked for."""
+    try:
+        parent = get_ipython().kernel.get_parent()  # noqa: F821
+    except (AttributeError, NameError):
+        return True
+    return not parent.get("content", {}).get("allow_stdin", True)
+
+
+def _fit(heat, hu, spacing):
+    """Resample heat to a study's shape; like `preprocess`, over a field of view made square."""
+    if heat.shape == hu.shape:
+        return heat
+    square = preprocessing.pad_to_square(np.zeros(hu.shape, bool), spacing, fill=0).shape
+    fitted = preprocessing.resample(heat, square)
+    top, left = (square[1] - hu.shape[1]) // 2, (square[2] - hu.shape[2]) // 2
+    return fitted[:, top : top + hu.shape[1], left : left + hu.shape[2]]
+
+
+DOWN = {"axial": "front to back", "coronal": "head to feet", "sagittal": "head to feet"}
+ACROSS = {"axial": "right to left", "coronal": "right to left", "sagittal": "front to back"}
+
+
+class Controls:
+    """Buttons and sliders that change a Viewer, and the picture that follows them."""
+
+    def __init__(self, viewer):
+        self.viewer, self.is_busy = viewer, True
+        self.picture = widgets.Image(format="jpeg", layout=_picture_layout())
+        self.strip = widgets.Image(format="png", layout=_picture_layout())
+        self.readout = widgets.HTML()
+        self.slice = widgets.IntSlider(readout=False, layout=widgets.Layout(flex="1 1 auto"))
+        self.play = widgets.Play(interval=100, layout=widgets.Layout(flex="0 0 auto"))
+        repeat = "repeat" if self.play.has_trait("repeat") else "_repeat"  # since 8, and before
+        self.play.set_trait(repeat, True)
+        self.plane = widgets.ToggleButtons(options=list(PLANES), value=viewer.plane)
+        self.preset = widgets.ToggleButtons(options=list(PRESETS), value=None)
+        for buttons in (self.plane, self.preset):
+            buttons.style.button_width = "auto"
+        self.level = _slider(widgets.IntSlider, "level, HU", min=-1000, max=1000, step=10)
+        self.width = _slider(widgets.IntSlider, "width, HU", min=50, max=3000, step=10)
+        self.across = _slider(widgets.IntSlider, readout=False)
+        self.down = _slider(widgets.IntSlider, readout=False)
+        self.opacity = _slider(
+            widgets.FloatSlider, "overlay", value=viewer.opacity, min=0, max=1, step=0.05
+        )
+        button = {"layout": widgets.Layout(width="auto")}
+        self.zoom = widgets.ToggleButton(description="zoom on the lungs", icon="search", **button)
+        self.cross = widgets.ToggleButton(description="HU at a point", icon="crosshairs", **button)
+        self.box = self._arrange()
+        # through the kernel, one way: a link in the browser would send old values back
+        self.play.observe(self._on_play, "value")
+        for control in (self.slice, self.across, self.down, self.level, self.width, self.opacity):
+            control.observe(self._on_slider, "value")
+        for control in (self.plane, self.preset, self.zoom, self.cross):
+            control.observe(self._on_button, "value")
+        self._refit()
+        self._draw()
+        self.is_busy = False
+
+    def _arrange(self):
+        """Picture and scrolling at the left, the rest at the right or, on narrow pages, below."""
+        overlays = any(scan.mask is not None or scan.heat is not None for scan in self.viewer.scans)
+        n = len(self.viewer.scans)
+        scroll = widgets.HBox([self.play, self.slice], layout=widgets.Layout(width="100%"))
+        left = [self.picture, *([self.strip] if self.viewer.strip() is not None else [])]
+        right = [
+            self.plane,
+            self.preset,
+            self.level,
+            self.width,
+            widgets.HBox([self.zoom, self.cross], layout=widgets.Layout(flex_flow="row wrap")),
+            self.across,
+            self.down,
+            *([self.opacity] if overlays else []),
+        ]
+        breadth = n * self.viewer.size + rendering.GAP * (n - 1)
+        columns = [
+            widgets.VBox(
+                [*left, scroll, self.readout],
+                layout=widgets.Layout(flex=f"0 1 {breadth + 4}px", min_width="0"),
+            ),
+            widgets.VBox(
+                right,
+                layout=widgets.Layout(flex="1 1 230px", max_width="420px", padding="0 0 0 8px"),
+            ),
+        ]
+        return widgets.Box(
+            columns,
+            layout=widgets.Layout(display="flex", flex_flow="row wrap", align_items="flex-start"),
+        )
+
+    def _on_play(self, change):
+        """The next frame of a film."""
+        if not self.is_busy:
+            self.slice.value = change["new"]
+
+    def _on_slider(self, change):
+        """One of the sliders moved."""
+        if self.is_busy:
+            return
+        viewer, control = self.viewer, change["owner"]
+        through, down, across = rendering.plane_axes(viewer.plane)
+        if control is self.slice:
+            viewer.move(through, change["new"])
+        elif control is self.across:
+            viewer.move(across, change["new"])
+        elif control is self.down:
+            viewer.move(down, change["new"] if down else _upside_down(viewer, change["new"]))
+        elif control is self.opacity:
+            viewer.opacity = change["new"]
+        else:
+            viewer.level, viewer.width = self.level.value, self.width.value
+            self._refit()
+        self._draw()
+        if control is self.slice:  # a film goes on from here; after the picture, which is urgent
+            self.is_busy = True
+            self.play.value = change["new"]
+            self.is_busy = False
+
+    def _on_button(self, change):
+        """One of the buttons was pressed."""
+        if self.is_busy or change["new"] is None:
+            return
+        viewer = self.viewer
+        viewer.plane, viewer.zoom, viewer.cross = (
+            self.plane.value,
+            self.zoom.value,
+            self.cross.value,
+        )
+        if change["owner"] is self.preset:
+            viewer.level, viewer.width = PRESETS[self.preset.value]
+        self._refit()
+        self._draw()
+
+    def _refit(self):
+        """Bring the controls to what the viewer shows, without drawing on the way."""
+        viewer, self.is_busy = self.viewer, True
+        through, down, across = rendering.plane_axes(viewer.plane)
+        for control, axis in (
+            (self.slice, through),
+            (self.play, through),
+            (self.down, down),
+            (self.across, across),
+        ):
+            first, last = viewer.reach(viewer.scans[0], axis)
+            value = viewer.point(viewer.scans[0])[axis]
+            if control is self.down and axis == 0:
+                first, value, last = (_upside_down(viewer, z) for z in (last, value, first))
+            # one by one, so that the browser never meets a value beyond the range it knows:
+            # it would cut it off and send that back
+            control.max = max(control.max, last)
+            control.min = min(control.min, first)
+            control.value = value
+            control.min, control.max = first, last
+        self.level.value, self.width.value = viewer.level, viewer.width
+        window = viewer.level, viewer.width
+        self.preset.value = next((name for name in PRESETS if PRESETS[name] == window), None)
+        self.across.description, self.down.description = ACROSS[viewer.plane], DOWN[viewer.plane]
+        for control in (self.across, self.down):
+            control.layout.display = "" if viewer.cross else "none"
+        self.strip.layout.visibility = "visible" if viewer.plane == "axial" else "hidden"
+        self.is_busy = False
+
+    def _draw(self):
+        """Draw the picture and what goes with it."""
+        self.picture.value = rendering.encode(self.viewer.picture())
+        lines = [*self.viewer.readout().split(" · "), "drag, or click the slider and press ← →"]
+        text = "<br>".join(html.escape(line) for line in lines)
+        self.readout.value = f'<div style="line-height:1.5">{text}</div>'
+        if self.viewer.plane == "axial" and (bars := self.viewer.strip()) is not None:
+            self.strip.value = rendering.encode(bars, "png")
+
+
+def build(viewer) -> widgets.Box:
+    """The widgets of a viewer; the box keeps its Controls as `controls`."""
+    controls = Controls(viewer)
+    controls.box.controls = controls
+    return controls.box
+
+
+def _upside_down(viewer, z):
+    """Slices counted from the head instead of the feet, or the other way round."""
+    return viewer.scans[0].hu.shape[0] - 1 - z
+
+
+def _picture_layout():
+    return widgets.Layout(max_width="100%", height="auto", object_fit="contain")
+
+
+def _slider(kind, description="", **options):
+    layout = widgets.Layout(width="98%")
+    style = {"description_width": "92px"}
+    return kind(description=description, layout=layout, style=style, **options)

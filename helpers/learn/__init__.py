@@ -1,0 +1,1 @@
+"""Networks and their training: arrays in, arrays out."""

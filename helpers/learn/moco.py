@@ -1,0 +1,215 @@
+"""Learn from images without labels: momentum contrast, MoCo v2.
+
+He et al. 2020, arXiv 1911.05722 (MoCo); Chen et al. 2020, arXiv 2003.04297 (v2).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, normalize
+
+from helpers.learn.augmentation import CONTRAST
+from helpers.learn.checkpoints import fingerprint, save_run, start_run
+from helpers.learn.devices import Scans, autocast, pick_device, pick_precision, seeded
+from helpers.learn.training import learning_rate_factor, parameter_groups
+from helpers.storage.progress import progress
+
+
+class MoCo(nn.Module):
+    """Two networks and a queue: which of the keys was made from the same image?
+
+    Unlike v2 the head begins with a BatchNorm: the features of two CT slices are so alike that
+    without it training ends with all keys in one direction.
+    encoder: images (B, 1, H, W) to (B, encoder.features), the one that is to learn. A projection
+    head behind it is thrown away afterwards. queue: keys of earlier batches, the wrong answers;
+    a multiple of the batch, and fewer than there are images. momentum: how slowly the key network
+    follows. temperature: the smaller, the more the most similar wrong answers count.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        size: int = 64,
+        queue: int = 512,
+        momentum: float = 0.99,
+        temperature: float = 0.2,
+    ) -> None:
+        super().__init__()
+        width = encoder.features
+        # CT slices look much alike: without the norm all keys soon point the same way
+        norm = nn.BatchNorm1d(width, affine=False)
+        head = nn.Sequential(norm, nn.Linear(width, width), nn.ReLU(), nn.Linear(width, size))
+        self.query_network = nn.Sequential(encoder, head)
+        self.key_network = copy.deepcopy(self.query_network).requires_grad_(False)
+        self.momentum, self.temperature = momentum, temperature
+        self.register_buffer("queue", normalize(torch.randn(queue, size), dim=1))
+        self.register_buffer("oldest", torch.zeros((), dtype=torch.long))
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """The key network takes a small step towards the query network."""
+        pairs = zip(self.key_network.parameters(), self.query_network.parameters(), strict=True)
+        for slow, fast in pairs:
+            slow.lerp_(fast, 1 - self.momentum)
+
+    @torch.no_grad()
+    def enqueue(self, keys: torch.Tensor) -> None:
+        """The newest keys take the place of the oldest."""
+        places = (self.oldest + torch.arange(len(keys), device=keys.device)) % len(self.queue)
+        self.queue[places] = keys.to(self.queue.dtype)
+        self.oldest.copy_((self.oldest + len(keys)) % len(self.queue))
+
+    def forward(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """Two views of each image to similarities (B, 1 + queue); the right answer is column 0."""
+        query = normalize(self.query_network(one).float(), dim=1)
+        with torch.no_grad():
+            self.follow()
+            key = normalize(self.key_network(other).float(), dim=1)
+        right = (query * key).sum(dim=1, keepdim=True)
+        wrong = query @ self.queue.clone().T
+        self.enqueue(key)
+        return torch.cat([right, wrong], dim=1) / self.temperature
+
+
+def pretrain(
+    encoder: nn.Module,
+    images: np.ndarray,
+    run_dir: str | Path,
+    epochs: int = 100,
+    batch_size: int = 64,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 1e-2,
+    warmup: float = 0.1,
+    recipe=CONTRAST,
+    queue: int = 512,
+    momentum: float = 0.99,
+    precision: str = "auto",
+    device: str = "auto",
+    seed: int = 0,
+    max_epochs_this_call: int | None = None,
+) -> pd.DataFrame:
+    """Train `encoder` by MoCo and return the history; the encoder is changed in place.
+
+    images: uint8 (N, 1, H, W), without labels, and none of a validation or test part. The queue is
+    cut to whole batches, one at least and at most half of N. run_dir gets last.pt, best.pt and
+    history.csv; an unfinished run is resumed, a finished one is loaded. Returns one row an epoch:
+    epoch, train_loss, recognised (see `recognised`, on one batch), learning_rate, seconds.
+    ValueError for fewer images than two batches or changed settings, CheckpointError for a damaged
+    last.pt, RuntimeError for a loss that is not finite.
+    """
+    n_batches = len(images) // batch_size
+    if n_batches < 2:
+        raise ValueError(
+            f"{len(images)} images are too few for two batches of {batch_size}: lower batch_size"
+        )
+    queue = max(1, min(queue // batch_size, n_batches // 2)) * batch_size
+    settings = {
+        "data": fingerprint(np.array(images.shape), images[:: max(1, len(images) // 64)]),
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "warmup": warmup,
+        "recipe": repr(recipe),
+        "queue": queue,
+        "momentum": momentum,
+        "precision": precision,
+        "seed": seed,
+    }
+    folder, used = Path(run_dir), pick_device(device)
+    precision = pick_precision(used, precision)
+    with seeded(used, seed):
+        model = MoCo(encoder, queue=queue, momentum=momentum).to(used)
+    parts = {
+        "model": model,
+        "optimizer": torch.optim.AdamW(parameter_groups(model, weight_decay)),
+        "scaler": torch.amp.GradScaler("cuda", enabled=precision == "fp16"),
+    }
+    history = start_run(folder, settings, parts, resume=True)
+    scans = Scans(images, used, keep=True)
+    stop = min(epochs, len(history) + (max_epochs_this_call or epochs))
+    n_steps = epochs * n_batches
+    with progress(total=epochs, initial=len(history), desc="epochs") as bar:
+        while len(history) < stop:
+            started, epoch = time.perf_counter(), len(history)
+            total = 0.0
+            model.train()
+            with seeded(used, seed, epoch) as generator:
+                order = torch.randperm(len(images), generator=generator).numpy()
+                for k in range(n_batches):
+                    factor = learning_rate_factor(
+                        epoch * n_batches + k, n_steps, round(warmup * n_steps)
+                    )
+                    for group in parts["optimizer"].param_groups:
+                        group["lr"] = factor * learning_rate
+                    batch = scans.take(order[k * batch_size : (k + 1) * batch_size])
+                    one, other = recipe(batch, generator), recipe(batch, generator)
+                    with autocast(used, precision):
+                        logits = model(one, other)
+                    loss = cross_entropy(logits, torch.zeros_like(logits[:, 0], dtype=torch.long))
+                    if not math.isfinite(loss.item()):
+                        raise RuntimeError(
+                            f"the loss became {loss.item()} in epoch {epoch + 1}: start again with "
+                            f"a learning_rate below {learning_rate} or with precision='fp32'"
+                        )
+                    parts["optimizer"].zero_grad()
+                    parts["scaler"].scale(loss).backward()
+                    parts["scaler"].step(parts["optimizer"])
+                    parts["scaler"].update()
+                    total += loss.item()
+                with autocast(used, precision):
+                    share = recognised(model.query_network, one, other)
+            row = {"epoch": epoch + 1, "train_loss": total / n_batches, "recognised": share}
+            row["learning_rate"] = parts["optimizer"].param_groups[0]["lr"]
+            history.append(row | {"seconds": time.perf_counter() - started})
+            save_run(folder, settings, parts, history)
+            bar.update()
+            bar.set_postfix(loss=row["train_loss"], recognised=share)
+    return pd.DataFrame(history)
+
+
+def recognised(network: nn.Module, one: torch.Tensor, other: torch.Tensor) -> float:
+    """How often, of all the other views of a batch, that of the same image is the most similar.
+
+    one, other: two views of each image, (B, 1, H, W); chance is 1 / B. One network makes both and
+    no gradient: how often the right key beats the queue would be no measure, since the newest keys
+    are the most similar ones even where nothing was learned.
+    """
+    was_training = network.training
+    network.eval()
+    with torch.no_grad():
+        first, second = (normalize(network(view).float(), dim=1) for view in (one, other))
+    network.train(was_training)
+    answers = (first @ second.T).argmax(dim=1)
+    return float((answers == torch.arange(len(one), device=answers.device)).float().mean())
+
+
+def features(
+    encoder: nn.Module,
+    images: np.ndarray,
+    batch_size: int = 64,
+    device: str = "auto",
+    precision: str = "auto",
+) -> np.ndarray:
+    """What the encoder makes of uint8 images (N, 1, H, W): float32 (N, F), rows of length 1."""
+    used = pick_device(device)
+    scans, found = Scans(images, used), []
+    encoder.to(used).eval()
+    with torch.inference_mode(), autocast(used, pick_precision(used, precision)):
+        for first in range(0, len(images), batch_size):
+            rows = np.arange(first, min(first + batch_size, len(images)))
+            found.append(normalize(encoder(scans.take(rows)).float(), dim=1).cpu())
+    return torch.cat(found).numpy()
+
+
+def nearest(train_features: np.ndarray, features: np.ndarray, n: int = 5) -> np.ndarray:
+    """Rows of the n most similar training images, the most similar first: (N, n)."""
+    return np.argsort(-features @ train_features.T, axis=1, kind="stable")[:, :n]

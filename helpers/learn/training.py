@@ -1,0 +1,288 @@
+"""Train a network on the cohort's memory map, with checkpoints that resume exactly."""
+
+from __future__ import annotations
+
+import math
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.profiler import record_function
+
+from helpers.learn import ranks
+from helpers.learn.augmentation import augment as augment_batch
+from helpers.learn.checkpoints import (
+    epochs_since_best,
+    fingerprint,
+    save_run,
+    start_run,
+)
+from helpers.learn.devices import (
+    Scans,
+    autocast,
+    check_memory,
+    out_of_gpu_memory,
+    pick_device,
+    pick_precision,
+    seeded,
+)
+from helpers.learn.prediction import load_model, read_scans
+from helpers.storage.progress import progress
+
+
+def learning_rate_factor(step: int, n_steps: int, n_warmup: int) -> float:
+    """The part of the full learning rate to use at `step` (0 to n_steps - 1).
+
+    It rises in a line over the first n_warmup steps, reaches 1, and falls along half a cosine
+    to almost 0 (Loshchilov and Hutter 2017, arXiv 1608.03983).
+    """
+    if step < n_warmup:
+        return (step + 1) / n_warmup
+    progress = (step - n_warmup) / max(1, n_steps - n_warmup)
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def positive_weight(labels: np.ndarray) -> float:
+    """What one positive scan must count for both classes to weigh the same in the loss."""
+    return float(np.sum(labels == 0) / np.sum(labels == 1))
+
+
+def fit(
+    model: nn.Module,
+    volumes: np.ndarray,
+    labels: np.ndarray,
+    train_rows: np.ndarray,
+    validation_rows: np.ndarray,
+    run_dir: str | Path,
+    epochs: int = 30,
+    batch_size: int = 8,
+    learning_rate: float = 3e-3,
+    weight_decay: float = 1e-2,
+    warmup: float = 0.1,
+    precision: str = "auto",
+    device: str = "auto",
+    class_weighting: bool = True,
+    augment: float | Callable = 1.0,
+    schedule: str = "cosine",
+    patience: int = 10,
+    clip: float = 1.0,
+    seed: int = 0,
+    resume: bool = True,
+    on_epoch: Callable[[pd.DataFrame], Any] | None = None,
+    max_epochs_this_call: int | None = None,
+) -> pd.DataFrame:
+    """Train `model` and return its history; afterwards the model holds its best weights.
+
+    volumes: uint8 (N, D, H, W), usually a memory map. labels: (N,) of 0 and 1. train_rows,
+    validation_rows: rows of both. run_dir gets last.pt, best.pt and history.csv.
+
+    Loss: binary cross-entropy; class_weighting counts a positive scan n_negative / n_positive
+    times. AdamW, linear warm-up (a fraction of all steps), cosine decay, gradients clipped at
+    norm `clip`. schedule="constant" keeps the learning rate as it is after the warm-up. augment:
+    strength of the augmentation, 0 for none, or a function (batch, generator) -> batch whose
+    repr names its settings.
+
+    The best epoch has the lowest validation loss, and `patience` epochs without a better one
+    end the training. The AUC does not decide: with few scans it takes few values and stays at 1
+    while the network still learns.
+
+    resume: go on from last.pt, with the same settings. On the CPU an interrupted and resumed
+    run equals an unbroken one to the last digit. max_epochs_this_call ends a call early, for a
+    later one to resume. The initial weights are the caller's: torch.manual_seed before them.
+
+    Under torchrun (`distributed`) the batches are shared out among the processes; batch_size is
+    that of all together, every process calls fit alike, and rank 0 alone calls on_epoch and
+    writes. An augment function gets the whole batch in every process, of which each keeps its
+    share: right, whatever it draws, but no faster than with one process.
+
+    Returns one row an epoch: epoch (from 1), train_loss, validation_loss, validation_auc,
+    learning_rate (of its last step), seconds. ValueError for unusable labels or changed
+    settings, CheckpointError for a damaged last.pt, RuntimeError for a loss that is not finite.
+    ValueError, too, for a batch that has fewer scans than there are processes; NotEnoughMemory for
+    one that does not fit, on a CPU before anything is trained.
+    """
+    labels, train_rows = np.array(labels), np.array(train_rows)
+    validation_rows = np.array(validation_rows)
+    check_labels(labels[train_rows], "training")
+    check_labels(labels[validation_rows], "validation")
+    if schedule not in ("cosine", "constant"):
+        raise ValueError(f"schedule={schedule!r}: give 'cosine' or 'constant'")
+    settings = {
+        "model": f"{type(model).__name__} {zlib.crc32(repr(model).encode()):08x}",
+        "data": fingerprint(labels, train_rows, validation_rows, volumes[train_rows[0]]),
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "warmup": warmup,
+        "precision": precision,
+        "class_weighting": class_weighting,
+        "augment": repr(augment) if callable(augment) else float(augment),
+        "schedule": schedule,
+        "patience": patience,
+        "clip": clip,
+        "seed": seed,
+    }
+    ranks.check_shares(len(train_rows), len(validation_rows), batch_size)
+    folder, used = Path(run_dir), pick_device(device)
+    precision = pick_precision(used, precision)
+    check_memory(model, batch_size, volumes.shape[1:], used, precision)
+    model.to(used)
+    parts = {
+        "model": model,
+        "optimizer": torch.optim.AdamW(parameter_groups(model, weight_decay)),
+        "scaler": torch.amp.GradScaler("cuda", enabled=precision == "fp16"),
+    }
+    with ranks.rank_0_first():
+        history = start_run(folder, settings, parts, resume)
+    is_first = ranks.rank() == 0
+    if history and on_epoch and is_first:
+        on_epoch(pd.DataFrame(history))
+    scans = Scans(volumes, used, keep=True)
+    targets = torch.tensor(labels, dtype=torch.float32)
+    weight = positive_weight(labels[train_rows]) if class_weighting else 1.0
+    stop = min(epochs, len(history) + (max_epochs_this_call or epochs))
+    own_rows = validation_rows[ranks.share(len(validation_rows))]
+    bar = progress(total=epochs, initial=len(history), desc="epochs", disable=not is_first)
+    with ranks.parallel(model) as network, bar:
+        while len(history) < stop and epochs_since_best(history) < patience:
+            started, row = time.perf_counter(), {"epoch": len(history) + 1}
+            try:
+                row |= train_one_epoch(
+                    *(network, parts, scans, targets, train_rows, weight, precision, settings),
+                    *(len(history), augment),
+                )
+            except torch.cuda.OutOfMemoryError:
+                raise out_of_gpu_memory(batch_size) from None
+            logits, _ = read_scans(model, scans, own_rows, batch_size, precision)
+            logits = ranks.gather(logits, len(validation_rows))
+            loss, auc = validation_loss_and_auc(logits, targets[validation_rows], weight)
+            row |= {"validation_loss": loss, "validation_auc": auc}
+            row["seconds"] = time.perf_counter() - started
+            history.append(ranks.of_rank_0(row))
+            if is_first:
+                save_run(folder, settings, parts, history)
+            bar.update()
+            bar.set_postfix(train=row["train_loss"], validation=row["validation_loss"])
+            if on_epoch and is_first:
+                on_epoch(pd.DataFrame(history))
+    with ranks.rank_0_first():
+        load_model(model, folder / "best.pt", str(used))
+    return pd.DataFrame(history)
+
+
+def train_one_epoch(
+    network: nn.Module,
+    parts: dict,
+    scans: Scans,
+    targets: torch.Tensor,
+    rows: np.ndarray,
+    weight: float,
+    precision: str,
+    settings: dict,
+    epoch: int,
+    augment: float | Callable,
+) -> dict[str, float]:
+    """One pass over the rows in random order; `epoch` counts from 0.
+
+    network: the model, as `ranks.parallel` gives it out. The spans of time that torch's
+    profiler sees are called load, augment, forward, backward and step.
+    """
+    model, optimizer, scaler = parts["model"], parts["optimizer"], parts["scaler"]
+    batches = range(0, len(rows), settings["batch_size"])
+    n_steps = settings["epochs"] * len(batches)
+    n_warmup = round(settings["warmup"] * n_steps)
+    total = 0.0
+    network.train()
+    # Each epoch has a seed of its own, so a resumed run draws what an unbroken one would have.
+    with seeded(scans.device, settings["seed"], epoch) as generator:
+        order = rows[torch.randperm(len(rows), generator=generator).numpy()]
+        for k, first in enumerate(batches):
+            chosen = order[first : first + settings["batch_size"]]
+            step = epoch * len(batches) + k
+            if settings["schedule"] == "constant":
+                factor = min(1.0, (step + 1) / max(1, n_warmup))
+            else:
+                factor = learning_rate_factor(step, n_steps, n_warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = factor * settings["learning_rate"]
+            volumes, own = augmented_share(scans, chosen, augment, generator)
+            with record_function("forward"):
+                with autocast(scans.device, precision):
+                    logits, _ = network(volumes)
+                loss = weighted_loss(logits, targets[own].to(scans.device), weight)
+                loss = loss * (len(own) * ranks.n_processes() / len(chosen))
+                batch_loss = ranks.mean_over_batch(loss)
+            if not math.isfinite(batch_loss):
+                raise RuntimeError(
+                    f"the loss became {batch_loss} in epoch {epoch + 1}: start again with a "
+                    f"learning_rate below {settings['learning_rate']} or with precision='fp32'"
+                )
+            with record_function("backward"):
+                optimizer.zero_grad()
+                scaler.scale(loss).backward()
+            with record_function("step"):
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(model.parameters(), settings["clip"])
+                scaler.step(optimizer)
+                scaler.update()
+            total += batch_loss * len(chosen)
+    return {"train_loss": total / len(rows), "learning_rate": optimizer.param_groups[0]["lr"]}
+
+
+def augmented_share(
+    scans: Scans, rows: np.ndarray, augment: float | Callable, generator: torch.Generator
+) -> tuple[torch.Tensor, np.ndarray]:
+    """This process's share of a batch of rows: its scans, changed as in the whole batch, and rows.
+
+    All random numbers of the batch are drawn in every process, so the generators stay alike.
+    """
+    share = ranks.share(len(rows))
+    with record_function("load"):
+        volumes = scans.take(rows if callable(augment) else rows[share])
+    with record_function("augment"):
+        if callable(augment):
+            return augment(volumes, generator)[share], rows[share]
+        within = (share.start, len(rows))
+        volumes = augment_batch(volumes, generator, float(augment), within=within)
+    return volumes, rows[share]
+
+
+def check_labels(labels: np.ndarray, part: str) -> None:
+    """ValueError unless both classes, 0 and 1, are there and nothing else."""
+    if set(np.unique(labels)) != {0, 1}:
+        raise ValueError(
+            f"the {part} rows have the labels {np.unique(labels).tolist()}, not 0 and 1: "
+            "choose rows in which both classes occur"
+        )
+
+
+def weighted_loss(logits: torch.Tensor, labels: torch.Tensor, weight: float) -> torch.Tensor:
+    """Mean binary cross-entropy of (B,) logits, a positive scan counted `weight` times."""
+    pos_weight = torch.tensor(weight, device=logits.device)
+    return binary_cross_entropy_with_logits(logits.float(), labels, pos_weight=pos_weight)
+
+
+def validation_loss_and_auc(
+    logits: torch.Tensor, labels: torch.Tensor, weight: float
+) -> tuple[float, float]:
+    """What an epoch is judged by."""
+    from sklearn.metrics import roc_auc_score  # only here, since its import takes half a second
+
+    return weighted_loss(logits, labels, weight).item(), float(roc_auc_score(labels, logits))
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """AdamW's two groups: matrices are decayed, biases and norms are not."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]

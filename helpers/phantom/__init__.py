@@ -1,0 +1,1 @@
+"""Simulated studies and images whose truth is known."""

@@ -1,0 +1,107 @@
+"""What a network has to beat: a histogram, a constant, and what others published."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from helpers.scores.metrics import wilson
+
+# model, test scans without and with COVID, reported accuracy and sensitivity, source
+PUBLISHED = (
+    ("ResNet3D-101", 76, 255, 0.818, 0.973, "arXiv 2101.05442"),
+    ("DenseNet3D-121", 76, 255, 0.796, 0.922, "arXiv 2101.05442"),
+    ("MC3-18", 76, 255, 0.804, 0.984, "arXiv 2101.05442"),
+    ("CovidNet3D-L", 76, 255, 0.823, 0.988, "arXiv 2101.05442"),
+    ("EMARS-APS", 76, 255, 0.881, 0.906, "arXiv 2101.10667"),
+    ("always COVID", 76, 255, 255 / 331, 1.0, "computed"),
+    ("3-D CNN, 20 scans", 10, 10, 0.80, 0.70, "qanastek/3D-Bi-LSTM-Classifier-for-MRI"),
+)
+# model, reported accuracy and AUC on COVID-CT's official test part, who reports it: the authors,
+# an independent repeat on the same split, or a user of the published weights
+PUBLISHED_2D = (
+    ("DenseNet169, ImageNet", 0.847, 0.919, "authors"),
+    ("Self-Trans, DenseNet169", 0.86, 0.94, "authors"),
+    ("random start", 0.665, 0.793, "repeat"),
+    ("ImageNet", 0.729, 0.819, "repeat"),
+    ("SimCLR", 0.724, 0.792, "repeat"),
+    ("Self-Trans, published weights", 0.77, 0.88, "a user"),
+    ("mode and file type alone", 161 / 203, None, "notebook 8"),
+)
+
+
+def hu_histogram(volumes, bins=32) -> np.ndarray:
+    """The share of each volume's voxels in `bins` equal grey ranges: (N, bins), rows sum to 1.
+
+    volumes: uint8, (N, D, H, W) or any iterable of (D, H, W); read one study at a time, so a
+    memory map larger than the memory will do. ValueError unless they are uint8.
+    """
+    bin_of = np.arange(256) * bins // 256
+    histograms = []
+    for volume in volumes:
+        if volume.dtype != np.uint8:
+            raise ValueError(f"the volumes are {volume.dtype}; give the cohort's uint8 cache")
+        counts = np.bincount(np.ravel(volume), minlength=256)
+        histograms.append(np.bincount(bin_of, counts, minlength=bins) / volume.size)
+    return np.array(histograms)
+
+
+def logistic_regression(features, labels, seed=0) -> Pipeline:
+    """Logistic regression on features (N, F), standardised, fitted to labels (N,) of 0 and 1.
+
+    The regularisation is chosen by cross-validation. ValueError with fewer than two of a class.
+    """
+    labels = np.asarray(labels)
+    smallest = int(min(np.sum(labels == 0), np.sum(labels == 1)))
+    if smallest < 2:
+        raise ValueError("the training part needs at least two studies of each class")
+    search = GridSearchCV(
+        make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000)),
+        {"logisticregression__C": np.logspace(-4, 2, 7)},
+        scoring="neg_log_loss",
+        cv=StratifiedKFold(min(5, smallest), shuffle=True, random_state=seed),
+    )
+    return search.fit(features, labels).best_estimator_
+
+
+def histogram_baseline(
+    train_volumes, train_labels, volumes, bins=32, seed=0
+) -> tuple[Pipeline, np.ndarray]:
+    """Logistic regression on `hu_histogram`; returns it, and the probability of COVID (N,).
+
+    Fits on the training volumes and predicts `volumes`; see `logistic_regression`.
+    """
+    best = logistic_regression(hu_histogram(train_volumes, bins), train_labels, seed)
+    return best, best.predict_proba(hu_histogram(volumes, bins))[:, 1]
+
+
+def majority_class(train_labels, n) -> np.ndarray:
+    """The share of COVID in the training part, as everybody's probability: (n,)."""
+    return np.full(n, np.mean(train_labels))
+
+
+def published_results() -> pd.DataFrame:
+    """Published scores, with the specificity and balanced accuracy that they imply.
+
+    CT-0 against CT-1..4 on 331 scans of MosMedData; the 3-D CNN: CT-0 against CT-23 on 20.
+    accuracy = share of COVID x sensitivity + share of CT-0 x specificity.
+    """
+    columns = ("model", "n_negative", "n_positive", "accuracy", "sensitivity", "source")
+    table = pd.DataFrame(PUBLISHED, columns=columns)
+    positive = table.n_positive / (table.n_positive + table.n_negative)
+    specificity = (table.accuracy - positive * table.sensitivity) / (1 - positive)
+    table.insert(5, "specificity", specificity.clip(0, 1))
+    table.insert(6, "balanced_accuracy", (table.sensitivity + table.specificity) / 2)
+    return table
+
+
+def published_image_results(n_test=203) -> pd.DataFrame:
+    """Published scores on COVID-CT's official test part; the accuracy as an Interval (Wilson)."""
+    columns = ["model", "accuracy", "auc", "source"]
+    table = pd.DataFrame(PUBLISHED_2D, columns=columns)
+    table["accuracy"] = [wilson(share * n_test, n_test) for share in table.accuracy]
+    return table
