@@ -62,7 +62,7 @@ def train(volumes, folder, epochs=5):
     training.fit(model, scans, LABELS, TRAIN, VALIDATION, folder, **options)
 
 
-def save_results(runs):
+def save_results(folder):
     """Results and tables, written again and again."""
     import pandas as pd
 
@@ -71,9 +71,9 @@ def save_results(runs):
 
     table = pd.DataFrame({"study": range(4000)})
     for number in range(40):
-        runs.save_results("06", {"values": [number] * 20_000}, runs)
+        runs.save_results("06", {"values": [number] * 20_000}, folder)
         lines = table.assign(value=number)
-        write_whole(Path(runs) / "table.csv", lambda file, t=lines: t.to_csv(file, index=False))
+        write_whole(Path(folder) / "table.csv", lambda file, t=lines: t.to_csv(file, index=False))
 
 
 def keep(folder, drive):
@@ -141,5 +141,5 @@ def shares(n=30, seed=2020):
     return [round((k + rng.random()) / n, 4) for k in range(n)]
 
 
-def read_results(runs):
+def read_results(folder):
     return json.loads((Path(runs) / "06" / "results.json").read_text())["values"]

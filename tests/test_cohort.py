@@ -237,15 +237,16 @@ def test_a_killed_process_leaves_a_usable_folder(root):
     code = f"""
         import os, signal, threading, time
         from pathlib import Path
-        from helpers import cohort
-        real = files.write_whole
+        from helpers.ct import cache, cohort
+        real = cache.write_whole
         def slow(path, write):
             real(path, write)
             if path.name == "study_0003.json":
                 os.kill(os.getpid(), signal.SIGKILL)
-        files.write_whole = slow
+        cache.write_whole = slow
         root = Path({str(root)!r})
-        preprocess_cohort(cohort.find_studies(root), root, root / "cache", {SIZE}, workers=1)
+        table = cohort.find_studies(root)
+        cache.preprocess_cohort(table, root, root / "cache", {SIZE}, workers=1)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False)
     assert done.returncode == -9

@@ -284,7 +284,7 @@ def test_the_viewer_answers_a_front_end(place, request, tmp_path, monkeypatch):
         if place == "colab":
             assert front.value("import ipywidgets; print(ipywidgets.__version__)") == "7.7.1\n"
         front.run(
-            "import numpy as np; from helpers import viewers\n"
+            "import numpy as np; from helpers.figures import viewers\n"
             "hu = np.random.default_rng(0).integers(-1000, 400, (12, 64, 64)).astype('int16')\n"
             "v = viewers.explore(hu)"
         )

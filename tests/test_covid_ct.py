@@ -571,13 +571,13 @@ def test_wrong_counts_are_refused(server, fetch, tmp_path):
 
 
 def test_get(root, tmp_path, monkeypatch):
-    assert sources.get(root) == (root, "Images of covid.")
-    assert sources.get(str(root))[0] == root
-    refusal(tmp_path, "Data-split", '"covid-ct"', read=sources.get)
+    assert sources.get_images(root) == (root, "Images of covid.")
+    assert sources.get_images(str(root))[0] == root
+    refusal(tmp_path, "Data-split", '"covid-ct"', read=sources.get_images)
     with pytest.raises(ValueError, match='PROFILE is "huge"; choose one of tiny, quick, full'):
-        sources.get("phantom", tmp_path, "huge")
+        sources.get_images("phantom", tmp_path, "huge")
     monkeypatch.setattr(covid_ct, "download", lambda folder: folder)
-    folder, caption = sources.get("covid-ct", tmp_path)
+    folder, caption = sources.get_images("covid-ct", tmp_path)
     assert folder == tmp_path / "covid-ct"
     assert "Zhao et al. 2020" in caption and "copyright" in caption
 

@@ -28,7 +28,7 @@ def by_image(root):
 def twin(tmp_path_factory):
     """A small twin: its folder and its collection."""
     folder = tmp_path_factory.mktemp("data")
-    root, caption = sources.get("phantom", folder, "tiny")
+    root, caption = sources.get_images("phantom", folder, "tiny")
     assert root == folder / "covid-ct-phantom-tiny"
     assert "ynthetic" in caption and "not a patient" in caption
     return root, covid_ct.read_collection(root)
@@ -38,7 +38,7 @@ def twin(tmp_path_factory):
 def quick(tmp_path_factory):
     """The twin that the notebooks use: its folder and its collection."""
     start = time.perf_counter()
-    root = sources.get("phantom", tmp_path_factory.mktemp("quick"))[0]
+    root = sources.get_images("phantom", tmp_path_factory.mktemp("quick"))[0]
     seconds = time.perf_counter() - start
     size = sum(path.stat().st_size for path in root.rglob("*"))
     print(f"\nquick twin: {seconds:.1f} s, {size / 1e6:.1f} MB")

@@ -205,7 +205,7 @@ def test_shares_follow_each_other_and_differ_by_one_at_most(monkeypatch):
         found = []
         for own in range(3):
             monkeypatch.setattr(ranks, "rank", lambda own=own: own)
-            found.append(list(range(n))[ranks.share(n)])
+            found.append(list(range(n))[ranks.shard(n)])
         assert sum(found, []) == list(range(n))
         assert max(map(len, found)) - min(map(len, found)) <= 1
 
@@ -222,11 +222,11 @@ def test_shares_follow_each_other_and_differ_by_one_at_most(monkeypatch):
 def test_advice_on_batches_is_good(n_train, n_validation, batch_size, advice, monkeypatch):
     monkeypatch.setattr(ranks, "n_processes", lambda: 3)
     with pytest.raises(ValueError, match=advice) as caught:
-        ranks.check_shares(n_train, n_validation, batch_size)
+        ranks.check_shards(n_train, n_validation, batch_size)
     assert "\n" not in str(caught.value)
     if advice.endswith(", or"):
         better = int(advice.split("=")[1].split(",")[0])
-        ranks.check_shares(n_train, n_validation, better)
+        ranks.check_shards(n_train, n_validation, better)
 
 
 def test_a_part_of_a_batch_is_changed_as_in_the_whole():

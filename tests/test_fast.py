@@ -148,9 +148,10 @@ def test_without_the_fast_library_everything_is_read_alike(tmp_path):
     path = study_of(tmp_path, (64, 64, 20))
     code = (
         "import sys; sys.modules['isal'] = None\n"
-        "from helpers import fast, headers\n"
-        "import gzip; assert headers.gzip is gzip\n"
-        f"sys.stdout.buffer.write(fast.preprocess_fast({str(path)!r}, (32, 32, 32)).tobytes())"
+        "from helpers.ct import nifti_checks, preprocessing\n"
+        "import gzip; assert nifti_checks.gzip is gzip\n"
+        f"volume = preprocessing.preprocess_fast({str(path)!r}, (32, 32, 32))\n"
+        "sys.stdout.buffer.write(volume.tobytes())"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     there = subprocess.run(

@@ -98,7 +98,7 @@ def test_workers_end_with_a_killed_parent(tmp_path):
         manager, client = start_new_kernel(cwd=str(tmp_path))
         client.execute(
             "import os, sys; sys.path.insert(0, os.environ['COURSE'])\n"
-            "from helpers import phantom\n"
+            "from helpers.phantom import simulate\n"
             "simulate.make_cohort('made', {'CT-0': 400}, 64, workers=2)"
         )
         return manager, client
@@ -187,12 +187,13 @@ def test_ctrl_c_in_training_leaves_a_checkpoint_and_a_kernel(kernel, killer, tmp
 def test_ctrl_c_in_preprocessing_and_in_the_phantom(kernel, tmp_path):
     root = tmp_path / "phantom"
     code = (
-        "from helpers import phantom, cohort\n"
+        "from helpers.phantom import simulate\n"
         f"simulate.make_cohort({str(root)!r}, {{'CT-0': 12, 'CT-3': 12}}, 64, workers=2)"
     )
     interrupt_when(kernel, code, lambda: len(list(root.glob("studies/*/*.nii.gz"))) > 2)
     run_cell(kernel, code)
     code = (
+        "from helpers.ct import cohort; from helpers.ct.cache import preprocess_cohort\n"
         f"root = {str(root)!r}; table = cohort.find_studies(root)\n"
         "preprocess_cohort(table, root, root + '/cache', (64, 256, 256), workers=2)"
     )

@@ -28,7 +28,7 @@ def made(tmp_path_factory):
 
 def test_images_are_letterboxed_in_the_tables_order(made):
     folder, data = made
-    root, caption = sources.get("phantom", folder / "data", "tiny")
+    root, caption = sources.get_images("phantom", folder / "data", "tiny")
     table = covid_ct.read_collection(root)
     assert data.images.shape == (len(table), 1, 32, 32) and data.images.dtype == np.uint8
     assert data.caption == caption
@@ -39,7 +39,7 @@ def test_images_are_letterboxed_in_the_tables_order(made):
 
 def test_both_splits_and_what_may_be_pretrained_on(made):
     folder, data = made
-    root, _ = sources.get("phantom", folder / "data", "tiny")
+    root, _ = sources.get_images("phantom", folder / "data", "tiny")
     decoded = covid_ct.read_images(root, data.table)
     pairs = audit.near_duplicates(decoded, data.table)
     clean, _ = audit.cleaned_split(data.table, pairs, 0)
@@ -74,7 +74,7 @@ def test_a_changed_collection_is_decoded_anew(made, tmp_path):
     import shutil
 
     folder, data = made
-    root, _ = sources.get("phantom", folder / "data", "tiny")
+    root, _ = sources.get_images("phantom", folder / "data", "tiny")
     mine = tmp_path / "mine"
     shutil.copytree(root, mine)
     first = images.prepare(str(mine), "tiny", tmp_path / "work")

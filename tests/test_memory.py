@@ -106,11 +106,12 @@ IN_12_GB = """
 import resource, sys
 import numpy as np, torch
 resource.setrlimit(resource.RLIMIT_AS, (12 * 2**30, 12 * 2**30))
-from helpers import course, training
-from helpers.memory import NotEnoughMemory
+from helpers.course import runs, sources
+from helpers.learn import training
+from helpers.learn.devices import NotEnoughMemory
 which, batch, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 volumes = np.random.default_rng(0).integers(0, 255, (6, 64, 256, 256), dtype=np.uint8)
-model = course.new_model(which, course.PROFILES["full"])
+model = runs.new_model(which, sources.PROFILES["full"])
 options = {"epochs": 1, "batch_size": batch, "device": "cpu"}
 try:
     history = training.fit(

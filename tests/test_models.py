@@ -13,8 +13,8 @@ from helpers.learn.networks import (
     BiLSTMClassifier,
     Keras3DCNN,
     SliceEncoder,
+    adjacent_slices,
     count_parameters,
-    neighbours,
     resnet18_encoder,
 )
 
@@ -49,7 +49,7 @@ def make(seed: int = 0, **options) -> BiLSTMClassifier:
 
 def test_neighbours_are_the_slices_below_and_above():
     volumes = torch.arange(5.0).view(1, 5, 1, 1).expand(2, 5, 4, 6)
-    result = neighbours(volumes)
+    result = adjacent_slices(volumes)
     assert result.shape == (2, 5, 3, 4, 6)
     expected = [[0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 4]]
     assert result[1, :, :, 2, 3].tolist() == expected
@@ -149,7 +149,7 @@ def test_mean_pooling_without_lstm_is_a_linear_function_of_the_mean_features():
     model = make(encoder=MeanEncoder(), sequence="none", pooling="mean").eval()
     volumes = random_volumes()
     logits, attention = model(volumes)
-    mean = neighbours(volumes).mean(dim=(1, 3, 4))
+    mean = adjacent_slices(volumes).mean(dim=(1, 3, 4))
     expected = (mean @ model.head.weight.T + model.head.bias)[:, 0]
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
     assert torch.equal(attention, torch.full((2, 6), 1 / 6))

@@ -21,7 +21,7 @@ from helpers.ct.nifti_checks import UnreadableStudy
 from helpers.ct.preprocessing import pad_to_square, resample
 from helpers.figures import rendering, viewers
 from helpers.figures.rendering import CROSS_COLOUR, MASK_COLOUR, PLANES, PRESETS, annotate, render
-from helpers.figures.viewers import Viewer, compare, explore, load_scan, mosaic
+from helpers.figures.viewers import Viewer, compare, explore, load_scan, montage
 from helpers.phantom import simulate
 from tests.conftest import ROOT
 
@@ -1036,14 +1036,14 @@ def test_display_without_a_kernel_is_a_picture(monkeypatch, shell):
 
 @pytest.mark.parametrize(("n", "columns"), [(6, 3), (5, 4), (1, 5), (30, 7), (99, 9)])
 @pytest.mark.parametrize("plane", PLANES)
-def test_mosaic(n, columns, plane):
+def test_montage(n, columns, plane):
     sides = (30, 31, 32)
     n_slices, through = sides[THROUGH[plane]], THROUGH[plane]
     along = np.arange(n_slices).reshape([-1 if axis == through else 1 for axis in range(3)])
     hu = np.broadcast_to(along * 25 - 900, sides).astype(np.int16)
     height, width = as_shown(hu, plane, 0).shape
     height, width = round(height * 64 / max(height, width)), round(width * 64 / max(height, width))
-    sheet = mosaic(hu, n, columns, None, plane, "course", spacing=(3, 3, 3), size=64)
+    sheet = montage(hu, n, columns, None, plane, "course", spacing=(3, 3, 3), size=64)
     n = min(n, n_slices)
     n_rows = -(-n // columns)
     assert sheet.size == (
@@ -1063,11 +1063,11 @@ def test_mosaic(n, columns, plane):
     assert pixels[-24:].max() > 200, "a caption"
 
 
-def test_mosaic_says_what_is_synthetic(cohort):
+def test_montage_says_what_is_synthetic(cohort):
     study = read_study(cohort.study)
-    sheet = np.asarray(mosaic(study, 4, 4, mask=cohort.mask))
+    sheet = np.asarray(montage(study, 4, 4, mask=cohort.mask))
     mask = nifti.read_mask(cohort.mask)
-    bare = np.asarray(mosaic(study.hu, 4, 4, mask=mask, spacing=study.spacing))
+    bare = np.asarray(montage(study.hu, 4, 4, mask=mask, spacing=study.spacing))
     np.testing.assert_array_equal(sheet[:-24], bare[:-24])
     foot = np.full_like(sheet, rendering.BACKGROUND)
     words = f"synthetic phantom · {study.path.name[:-7]} · axial, −1350 to 150 HU"

@@ -82,7 +82,7 @@ class ImageData:
 def prepare(images="phantom", profile="quick", data_dir="data", seed=0, size=0) -> ImageData:
     """Decode a collection once, letterboxed and grey, with its official and its cleaned split.
 
-    images: "phantom", "covid-ct" or a folder, see `sources.get`. profile: a key of PROFILES.
+    images: "phantom", "covid-ct" or a folder, see `sources.get_images`. profile: a key of PROFILES.
     size: pixels a side, 0 for the profile's. What was decoded is kept below `data_dir`, under a
     name that changes with the collection; nothing is written into a folder of yours. ValueError
     for an unknown profile or a size below 32, CovidCTError for a collection that is not as it
@@ -94,11 +94,10 @@ def prepare(images="phantom", profile="quick", data_dir="data", seed=0, size=0) 
     size = size or sizes.size
     if size < 32:
         raise ValueError(f"SIZE is {size}; the networks need 32 pixels a side at least")
-    root, caption = sources.get(images, data_dir, profile)
+    root, caption = sources.get_images(images, data_dir, profile)
     table = covid_ct.read_collection(root)
     content = table[["image", "label", "part", "n_bytes"]].to_csv(index=False)
-    held = f"{root.resolve()}\n{content}".encode()
-    key = hashlib.sha1(held, usedforsecurity=False).hexdigest()[:8]
+    key = hashlib.sha1(content.encode(), usedforsecurity=False).hexdigest()[:8]
     work = Path(data_dir) / f"images-{root.resolve().name}-{key}"
     pixels, split = work / f"{size}x{size}.npy", work / f"clean-split-seed{seed}.csv"
     if not (pixels.exists() and split.exists()):
@@ -211,7 +210,7 @@ def train(
     DenseNet169's cannot be had the run begins at random, and is named so. options: passed on to
     `training.fit`. An unfinished run is resumed.
     """
-    from helpers.learn import prediction, training
+    from helpers.learn import training
     from helpers.learn.checkpoints import fingerprint
 
     _check_name("recipe", recipe, RECIPES)
@@ -229,9 +228,9 @@ def train(
     epochs = data.profile.epochs[which == "densenet169"]
     options = {"epochs": epochs, "patience": epochs} | RECIPES[recipe]() | options
     parts = data.rows("train", split), data.rows("validation", split)
+    options["keep"] = "best" if recipe == "published" else "last"
     history = training.fit(model, data.images, data.labels, *parts, run_dir, seed=seed, **options)
-    kept = "best.pt" if recipe == "published" else "last.pt"
-    return prediction.load_model(model, run_dir / kept), history
+    return model, history
 
 
 def probabilities(data: ImageData, model) -> np.ndarray:

@@ -104,19 +104,19 @@ def train(data: CourseData, which="bilstm", seed=0, runs_dir="runs", dropout=0.3
     The run lies in `runs_dir`/<model>-<cohort>-<profile>-<task>-seed<seed>; an unfinished one is
     resumed. options: passed on to `training.fit`. With a mirror in `data` a missing run is
     restored first, and kept after every epoch; a mirror that fails meanwhile is only a warning.
-    Under torchrun (`distributed`) the processes share the work.
+    Under torchrun (`ranks`) the processes share the work.
     """
-    from helpers.learn import prediction, training
+    from helpers.learn import training
 
     model = new_model(which, data.profile, seed, dropout)
     run_dir = Path(runs_dir) / f"{which}-{data.run_name}"
     epochs = data.profile.epochs if which == "bilstm" else data.profile.opponent_epochs
     if data.mirror:
         restore(run_dir, data.mirror)
-        keep, on_epoch = Keeper(run_dir, data.mirror), options.get("on_epoch")
+        mirror, on_epoch = Keeper(run_dir, data.mirror), options.get("on_epoch")
 
         def keep_epoch(history):
-            keep()
+            mirror()
             if on_epoch:
                 on_epoch(history)
 
@@ -131,14 +131,14 @@ def train(data: CourseData, which="bilstm", seed=0, runs_dir="runs", dropout=0.3
         **{"epochs": epochs, "batch_size": data.profile.batch_size, "seed": seed, **options},
     )
     if data.mirror:
-        keep()
-    return prediction.load_model(model, run_dir / "best.pt"), history
+        mirror()
+    return model, history
 
 
 def predictions(data: CourseData, which="bilstm", seed=0, runs_dir="runs") -> pd.DataFrame:
     """Probability of COVID of every study by one trained model: the table with `probability`.
 
-    Kept as predictions.csv beside the checkpoint, and made anew when the checkpoint changes.
+    Computed anew at every call, and kept as predictions.csv beside the checkpoint.
     """
     from helpers.learn import prediction
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from helpers.ct.nifti import read_study
 from helpers.ct.nifti_checks import UnreadableStudy
 from helpers.ct.preprocessing import preprocess_fast
 from helpers.storage.files import write_whole
+from helpers.storage.processes import start_workers
 from helpers.storage.progress import progress
 
 CACHE_VERSION = 2
@@ -55,19 +55,22 @@ def preprocess_cohort(
 
     table: from `find_studies`. size: (D, H, W). limits: the HU window. executor: any
     concurrent.futures executor; by default processes on this machine, `workers` of them.
-    What is already cached with these settings from an unchanged file is reused, and an interrupted
-    call goes on where it stopped. on_error: "raise" (CohortError that lists every bad study) or
-    "skip" (they are left out and listed in the cache's `skipped`).
+    What is cached already with these settings from an unchanged file is reused, whatever task it
+    was cached for, and an interrupted call goes on where it stopped. on_error: "raise" (CohortError
+    that lists every bad study) or "skip" (they are left out and listed in the cache's `skipped`).
     """
     settings = "x".join(map(str, size)) + f"_hu{limits[0]:g}to{limits[1]:g}_v{CACHE_VERSION}"
     folder = Path(cache_dir) / settings
     with FileLock(folder / "lock"):
         (folder / "rows").mkdir(parents=True, exist_ok=True)
         done = _finished(folder)
+        in_array = [name for name, (_, _, row) in done.items() if row is not ...]
+        file_of = {name: line["file"] for name, (line, _, _) in done.items()}
+        file_of |= dict(zip(table.study, table.file, strict=True))
         done = {
-            study.study: done[study.study]
-            for study in table.itertuples()
-            if study.study in done and _unchanged(done[study.study][0], Path(root) / study.file)
+            name: entry
+            for name, entry in done.items()
+            if _unchanged(entry[0], Path(root) / file_of[name])
         }
         todo = table[~table.study.isin(done)]
         skipped = _preprocess_all(todo, root, folder, size, limits, executor, workers)
@@ -77,8 +80,8 @@ def preprocess_cohort(
                 f"{len(skipped)} of {len(table)} studies cannot be used:\n{listed}\n"
                 'Mend or remove them, or leave them out with on_error="skip".'
             )
-        usable = table[~table.study.isin(skipped.study)]
-        volumes, index = _assemble(usable, {**done, **_finished(folder)}, folder, size)
+        asked = table[~table.study.isin(skipped.study)]
+        volumes, index = _assemble(asked, done, in_array, folder, size)
     return CohortCache(volumes, index, skipped)
 
 
@@ -132,7 +135,7 @@ def _preprocess_all(table, root, folder, size, limits, executor, workers) -> pd.
     workers = min(workers or os.cpu_count() or 1, max(len(table), 1))
     own = None
     if executor is None and workers > 1 and len(table) > 2:
-        own = executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+        own = executor = start_workers(workers)
     try:
         jobs = _in_turn(table, root, size, limits, executor, n_ahead=4 * workers)
         options = {"unit": "study", "disable": table.empty}
@@ -170,20 +173,31 @@ def _in_turn(table, root, size, limits, executor, n_ahead):
             yield waiting.pop(job), job.result()
 
 
-def _assemble(table, done, folder, size) -> tuple[np.ndarray, pd.DataFrame]:
-    """Put the volumes of `table` into one array; what is already in place is left alone."""
-    lines = []
-    for row, study in enumerate(table.itertuples()):
-        lines.append({**done[study.study][0], "row": row, "category": study.category})
+def _assemble(table, kept, in_array, folder, size) -> tuple[np.ndarray, pd.DataFrame]:
+    """Put all volumes into one array and return it with the lines of `table`.
+
+    kept: what was cached before and is still right, also what `table` does not ask for: it belongs
+    to another task. in_array: the studies in the array so far; they stay in their order, and what
+    is new comes after them.
+    """
+    found = {**_finished(folder), **kept}
+    known = {*kept, *table.study}
+    names = [name for name in in_array if name in known]
+    names = list(dict.fromkeys([*names, *table.study, *kept]))
+    asked = table.set_index("study")[["category", "file"]].to_dict("index")
+    lines = [
+        {**found[name][0], "row": row, **asked.get(name, {})} for row, name in enumerate(names)
+    ]
     target, index = _array_file(folder, lines), pd.DataFrame(lines)
     if not target.exists():
-        write_whole(target, lambda file: _write_volumes(file, table.study, done, size))
+        write_whole(target, lambda file: _write_volumes(file, names, found, size))
     write_whole(folder / "index.csv", lambda file: index.to_csv(file, index=False))
     for old in (*folder.glob("volumes-*"), *folder.glob(".volumes-*")):
         if old != target:
             old.unlink()
     shutil.rmtree(folder / "rows")
-    return np.load(target, mmap_mode="r"), index
+    lines = index.set_index("study").loc[table.study].reset_index()
+    return np.load(target, mmap_mode="r"), lines[index.columns]
 
 
 def _write_volumes(file, studies, done, size):

@@ -1,4 +1,4 @@
-"""Scroll through CT studies in a notebook: `explore`, `compare`, and `mosaic` for print.
+"""Scroll through CT studies in a notebook: `explore`, `compare`, and `montage` for print.
 
 Core ipywidgets only (7.7 and 8), frames as JPEG bytes in a `widgets.Image`. Where nobody can
 press a button (papermill, nbconvert, GitHub's view of a notebook) a still picture stands instead.
@@ -113,7 +113,7 @@ def compare(a, b, masks=(None, None), names=(None, None), preset="lung", plane="
     return Viewer(scans, preset, plane, size)
 
 
-def mosaic(
+def montage(
     study, n=20, columns=5, mask=None, plane="axial", preset="lung", spacing=None, size=176
 ) -> Image.Image:
     """A contact sheet: n slices evenly from the feet to the head, as one picture for print.

@@ -187,7 +187,7 @@ class Recipe:
         top, left = draw(0, 1) * (1 - height), draw(0, 1) * (1 - width)
         angle = math.radians(self.degrees) * draw(-1, 1)
         mirror = (draw(0, 1) < 0.5) & self.flip
-        images = cut_out(images, top, left, height, width, angle, mirror)
+        images = crop(images, top, left, height, width, angle, mirror)
         if self.blur:
             sigma = self.blur * draw(0.05, 1)
             blurred = blur(images, sigma, self.blur)
@@ -213,7 +213,7 @@ CONTRAST = Recipe(
 )
 
 
-def cut_out(
+def crop(
     images: torch.Tensor,
     top: torch.Tensor,
     left: torch.Tensor,

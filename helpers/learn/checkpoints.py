@@ -30,15 +30,16 @@ def fingerprint(*arrays: np.ndarray) -> str:
 def save_run(folder: Path, settings: dict, parts: dict, history: list[dict]) -> None:
     """Write best.pt where the last epoch is the best one, then last.pt and history.csv.
 
-    parts: model, optimizer and scaler. A run that stops between the files does the last epoch
-    again, because last.pt comes after best.pt.
+    Where nothing is validated there is no best.pt: the lowest training loss says little, least of
+    all MoCo's, which is lowest before its queue is full. parts: model, optimizer and scaler. A run
+    that stops between the files does the last epoch again, because last.pt comes after best.pt.
     """
     losses = judged_losses(history)
     state = {name: part.state_dict() for name, part in parts.items()}
     state |= {"epoch": len(history), "history": history, "best": min(losses), "settings": settings}
     # into memory first: on a full disk torch.save fails in words of its own
     torch.save(state, packed := io.BytesIO())
-    if epochs_since_best(history) == 0:
+    if "validation_loss" in history[-1] and epochs_since_best(history) == 0:
         write_whole(folder / "best.pt", lambda file: file.write(packed.getbuffer()))
     write_whole(folder / "last.pt", lambda file: file.write(packed.getbuffer()))
     write_history(folder, history)

@@ -14,8 +14,8 @@ from torch.nn.functional import interpolate
 from helpers.learn import training
 from helpers.learn.augmentation import SequenceAugmentation
 from helpers.learn.devices import Scans, autocast, pick_device, pick_precision
-from helpers.learn.networks import neighbours
-from helpers.learn.prediction import load_model, predict
+from helpers.learn.networks import adjacent_slices
+from helpers.learn.prediction import predict
 from helpers.storage.progress import progress
 
 
@@ -42,7 +42,7 @@ def encode_scans(
     scans, found = Scans(volumes, used), None
     with torch.inference_mode(), autocast(used, precision):
         for row in progress(range(len(volumes)), desc="features", unit="scan"):
-            slices = neighbours(scans.take(np.array([row])))[0]
+            slices = adjacent_slices(scans.take(np.array([row])))[0]
             if pixels and slices.shape[-2:] != (pixels, pixels):
                 slices = interpolate(slices, size=(pixels, pixels), mode="bilinear")
             seen = torch.cat([encoder(part) for part in slices.split(chunk)])
@@ -87,11 +87,10 @@ def predict_fold(
         torch.manual_seed(seed)
         model = make_model()
     rows, held_out = np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
-    options = {"patience": options.get("epochs", 30), **options}
+    options = {"patience": options.get("epochs", 30), "keep": "last", **options}
     if data.ndim == 3:
         options = {"augment": SequenceAugmentation(), **options}
     training.fit(model, data, labels, rows, held_out, run_dir, seed=seed, **options)
     device, precision = options.get("device", "auto"), options.get("precision", "auto")
-    load_model(model, Path(run_dir) / "last.pt", device)
     probability, _ = predict(model, data, held_out, device=device, precision=precision)
     return pd.DataFrame({"row": held_out, "probability": probability})

@@ -6,7 +6,6 @@ He et al. 2020, arXiv 1911.05722 (MoCo); Chen et al. 2020, arXiv 2003.04297 (v2)
 from __future__ import annotations
 
 import copy
-import math
 import time
 from pathlib import Path
 
@@ -19,7 +18,12 @@ from torch.nn.functional import cross_entropy, normalize
 from helpers.learn.augmentation import CONTRAST
 from helpers.learn.checkpoints import fingerprint, save_run, start_run
 from helpers.learn.devices import Scans, autocast, pick_device, pick_precision, seeded
-from helpers.learn.training import learning_rate_factor, parameter_groups
+from helpers.learn.training import (
+    check_loss,
+    follow_gradient,
+    parameter_groups,
+    set_learning_rate,
+)
 from helpers.storage.progress import progress
 
 
@@ -47,16 +51,16 @@ class MoCo(nn.Module):
         # CT slices look much alike: without the norm all keys soon point the same way
         norm = nn.BatchNorm1d(width, affine=False)
         head = nn.Sequential(norm, nn.Linear(width, width), nn.ReLU(), nn.Linear(width, size))
-        self.query_network = nn.Sequential(encoder, head)
-        self.key_network = copy.deepcopy(self.query_network).requires_grad_(False)
+        self.encoder_q = nn.Sequential(encoder, head)
+        self.encoder_k = copy.deepcopy(self.encoder_q).requires_grad_(False)
         self.momentum, self.temperature = momentum, temperature
         self.register_buffer("queue", normalize(torch.randn(queue, size), dim=1))
         self.register_buffer("oldest", torch.zeros((), dtype=torch.long))
 
     @torch.no_grad()
-    def follow(self) -> None:
+    def momentum_update(self) -> None:
         """The key network takes a small step towards the query network."""
-        pairs = zip(self.key_network.parameters(), self.query_network.parameters(), strict=True)
+        pairs = zip(self.encoder_k.parameters(), self.encoder_q.parameters(), strict=True)
         for slow, fast in pairs:
             slow.lerp_(fast, 1 - self.momentum)
 
@@ -69,10 +73,10 @@ class MoCo(nn.Module):
 
     def forward(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """Two views of each image to similarities (B, 1 + queue); the right answer is column 0."""
-        query = normalize(self.query_network(one).float(), dim=1)
+        query = normalize(self.encoder_q(one).float(), dim=1)
         with torch.no_grad():
-            self.follow()
-            key = normalize(self.key_network(other).float(), dim=1)
+            self.momentum_update()
+            key = normalize(self.encoder_k(other).float(), dim=1)
         right = (query * key).sum(dim=1, keepdim=True)
         wrong = query @ self.queue.clone().T
         self.enqueue(key)
@@ -91,6 +95,7 @@ def pretrain(
     recipe=CONTRAST,
     queue: int = 512,
     momentum: float = 0.99,
+    clip: float = 1.0,
     precision: str = "auto",
     device: str = "auto",
     seed: int = 0,
@@ -99,9 +104,10 @@ def pretrain(
     """Train `encoder` by MoCo and return the history; the encoder is changed in place.
 
     images: uint8 (N, 1, H, W), without labels, and none of a validation or test part. The queue is
-    cut to whole batches, one at least and at most half of N. run_dir gets last.pt, best.pt and
-    history.csv; an unfinished run is resumed, a finished one is loaded. Returns one row an epoch:
-    epoch, train_loss, recognised (see `recognised`, on one batch), learning_rate, seconds.
+    cut to whole batches, one at least and at most half of N. run_dir gets last.pt and history.csv;
+    an unfinished run is resumed, a finished one is loaded, if the encoder begins with the same
+    weights as then. Gradients are cut to the length `clip`. Returns one row an epoch:
+    epoch, train_loss, top1_accuracy (see `top1_accuracy`, on one batch), learning_rate, seconds.
     ValueError for fewer images than two batches or changed settings, CheckpointError for a damaged
     last.pt, RuntimeError for a loss that is not finite.
     """
@@ -112,12 +118,15 @@ def pretrain(
         )
     queue = max(1, min(queue // batch_size, n_batches // 2)) * batch_size
     settings = {
+        "start": fingerprint(*(w.detach().cpu().numpy() for w in encoder.state_dict().values())),
         "data": fingerprint(np.array(images.shape), images[:: max(1, len(images) // 64)]),
         "epochs": epochs,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "weight_decay": weight_decay,
         "warmup": warmup,
+        "schedule": "cosine",
+        "clip": clip,
         "recipe": repr(recipe),
         "queue": queue,
         "momentum": momentum,
@@ -136,7 +145,6 @@ def pretrain(
     history = start_run(folder, settings, parts, resume=True)
     scans = Scans(images, used, keep=True)
     stop = min(epochs, len(history) + (max_epochs_this_call or epochs))
-    n_steps = epochs * n_batches
     with progress(total=epochs, initial=len(history), desc="epochs") as bar:
         while len(history) < stop:
             started, epoch = time.perf_counter(), len(history)
@@ -145,38 +153,29 @@ def pretrain(
             with seeded(used, seed, epoch) as generator:
                 order = torch.randperm(len(images), generator=generator).numpy()
                 for k in range(n_batches):
-                    factor = learning_rate_factor(
-                        epoch * n_batches + k, n_steps, round(warmup * n_steps)
+                    set_learning_rate(
+                        parts["optimizer"], settings, epoch * n_batches + k, epochs * n_batches
                     )
-                    for group in parts["optimizer"].param_groups:
-                        group["lr"] = factor * learning_rate
                     batch = scans.take(order[k * batch_size : (k + 1) * batch_size])
                     one, other = recipe(batch, generator), recipe(batch, generator)
                     with autocast(used, precision):
                         logits = model(one, other)
                     loss = cross_entropy(logits, torch.zeros_like(logits[:, 0], dtype=torch.long))
-                    if not math.isfinite(loss.item()):
-                        raise RuntimeError(
-                            f"the loss became {loss.item()} in epoch {epoch + 1}: start again with "
-                            f"a learning_rate below {learning_rate} or with precision='fp32'"
-                        )
-                    parts["optimizer"].zero_grad()
-                    parts["scaler"].scale(loss).backward()
-                    parts["scaler"].step(parts["optimizer"])
-                    parts["scaler"].update()
+                    check_loss(loss.item(), epoch, settings)
+                    follow_gradient(parts, loss, clip)
                     total += loss.item()
                 with autocast(used, precision):
-                    share = recognised(model.query_network, one, other)
-            row = {"epoch": epoch + 1, "train_loss": total / n_batches, "recognised": share}
+                    top1 = top1_accuracy(model.encoder_q, one, other)
+            row = {"epoch": epoch + 1, "train_loss": total / n_batches, "top1_accuracy": top1}
             row["learning_rate"] = parts["optimizer"].param_groups[0]["lr"]
             history.append(row | {"seconds": time.perf_counter() - started})
             save_run(folder, settings, parts, history)
             bar.update()
-            bar.set_postfix(loss=row["train_loss"], recognised=share)
+            bar.set_postfix(loss=row["train_loss"], top1=top1)
     return pd.DataFrame(history)
 
 
-def recognised(network: nn.Module, one: torch.Tensor, other: torch.Tensor) -> float:
+def top1_accuracy(network: nn.Module, one: torch.Tensor, other: torch.Tensor) -> float:
     """How often, of all the other views of a batch, that of the same image is the most similar.
 
     one, other: two views of each image, (B, 1, H, W); chance is 1 / B. One network makes both and

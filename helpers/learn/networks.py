@@ -24,7 +24,7 @@ from torch.utils import checkpoint as checkpointing
 from torchvision.ops import Conv2dNormActivation
 
 
-def neighbours(volumes: torch.Tensor) -> torch.Tensor:
+def adjacent_slices(volumes: torch.Tensor) -> torch.Tensor:
     """Give every slice the slice below and the slice above it as extra channels.
 
     volumes: (B, D, H, W). Returns (B, D, 3, H, W); at both ends the end slice is repeated.
@@ -201,7 +201,7 @@ class BiLSTMClassifier(nn.Module):
         """Standardised features of every slice: volumes (B, D, H, W) to (B, D, F)."""
         features = volumes.flatten(0, 1)
         if self.encoder is not None:
-            images = neighbours(volumes).flatten(0, 1)
+            images = adjacent_slices(volumes).flatten(0, 1)
             chunk = self.chunk or usual_chunk(volumes.device, self.checkpoint)
             parts = images.split(chunk)
             if self.checkpoint and self.training:

@@ -12,12 +12,17 @@ from helpers.learn.checkpoints import load_weights, read_checkpoint
 from helpers.learn.devices import Scans, autocast, pick_device, pick_precision, seeded
 
 
-def read_scans(
+def infer(
     model: nn.Module, scans: Scans, rows: np.ndarray, batch_size: int, precision: str
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Logits (n,) and attention (n, D) or None of the rows, on the CPU; dropout is off."""
+    """Logits (n,) and attention (n, D) of the rows, on the CPU; dropout is off.
+
+    Attention is None for a network without any, and of no rows.
+    """
     model.eval()
     logits, attention = [], []
+    if not len(rows):
+        return torch.empty(0), None
     # Seeded for the control that shuffles the slices: it shuffles them alike every time.
     with torch.inference_mode(), seeded(scans.device, 0), autocast(scans.device, precision):
         for first in range(0, len(rows), batch_size):
@@ -44,7 +49,7 @@ def predict(
     used = pick_device(device)
     rows = np.asarray(rows)
     scans = Scans(volumes, used)
-    logits, attention = read_scans(
+    logits, attention = infer(
         model.to(used), scans, rows, batch_size, pick_precision(used, precision)
     )
     return logits.sigmoid().numpy(), None if attention is None else attention.numpy()

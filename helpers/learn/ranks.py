@@ -1,7 +1,7 @@
 """Training shared out among several processes, on one machine or many; the same results as one.
 
 `torchrun` starts the processes and tells each its number, its rank, from 0.
-Each batch of the one-process run is shared out (`share`), and everything that looks at a whole
+Each batch of the one-process run is shared out (`shard`), and everything that looks at a whole
 batch still does: the loss, the gradient (DistributedDataParallel), the statistics of BatchNorm
 (`parallel`), the random changes of the scans. So the losses are those of one process up to
 rounding. Dropout is the exception: each rank draws its own, so with it a run on two processes
@@ -70,13 +70,13 @@ def process_group() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def share(n: int) -> slice:
+def shard(n: int) -> slice:
     """Which of n scans are this process's: sizes differ by one at most, and follow the ranks."""
     size, own = n_processes(), rank()
     return slice(n * own // size, n * (own + 1) // size)
 
 
-def check_shares(n_train: int, n_validation: int, batch_size: int) -> None:
+def check_shards(n_train: int, n_validation: int, batch_size: int) -> None:
     """ValueError, in one line, unless every process gets a scan of every batch."""
     size = n_processes()
     last = (n_train - 1) % batch_size + 1
@@ -119,7 +119,7 @@ def rank_0_first() -> Iterator[None]:
     dist.barrier()
 
 
-def of_rank_0(value):
+def broadcast(value):
     """The value, made of plain numbers and text, that rank 0 gives; the others wait for it."""
     if n_processes() == 1:
         return value
@@ -129,7 +129,7 @@ def of_rank_0(value):
 
 
 def mean_over_batch(loss: torch.Tensor) -> float:
-    """The global batch's loss, from the weighted loss of each rank's share (see `parallel`)."""
+    """The global batch's loss, from the weighted loss of each rank's shard (see `parallel`)."""
     if n_processes() == 1:
         return loss.item()
     total = loss.detach().clone()
@@ -138,11 +138,11 @@ def mean_over_batch(loss: torch.Tensor) -> float:
 
 
 def gather(part: torch.Tensor, n: int) -> torch.Tensor:
-    """Every rank's share of a tensor (n, ...), put together; all ranks get it, on the CPU."""
+    """Every rank's shard of a tensor (n, ...), put together; all ranks get it, on the CPU."""
     if n_processes() == 1:
         return part
     whole = torch.zeros(n, *part.shape[1:], dtype=part.dtype, device=own_device())
-    whole[share(n)] = part.to(whole.device)
+    whole[shard(n)] = part.to(whole.device)
     dist.all_reduce(whole)  # a sum in which all but one are 0, so it is exact
     return whole.cpu()
 

@@ -33,7 +33,7 @@ from helpers.learn.devices import (
     pick_precision,
     seeded,
 )
-from helpers.learn.prediction import load_model, read_scans
+from helpers.learn.prediction import infer, load_model
 from helpers.storage.progress import progress
 
 
@@ -77,8 +77,9 @@ def fit(
     resume: bool = True,
     on_epoch: Callable[[pd.DataFrame], Any] | None = None,
     max_epochs_this_call: int | None = None,
+    keep: str = "best",
 ) -> pd.DataFrame:
-    """Train `model` and return its history; afterwards the model holds its best weights.
+    """Train `model` and return its history; afterwards it holds the weights to `keep`.
 
     volumes: uint8 (N, D, H, W), usually a memory map. labels: (N,) of 0 and 1. train_rows,
     validation_rows: rows of both. run_dir gets last.pt, best.pt and history.csv.
@@ -89,9 +90,10 @@ def fit(
     strength of the augmentation, 0 for none, or a function (batch, generator) -> batch whose
     repr names its settings.
 
-    The best epoch has the lowest validation loss, and `patience` epochs without a better one
-    end the training. The AUC does not decide: with few scans it takes few values and stays at 1
-    while the network still learns.
+    keep: "best" or "last", the weights of which epoch the model holds at the end, on the device
+    that it was trained on. The best epoch has the lowest validation loss, and `patience` epochs
+    without a better one end the training. The AUC does not decide: with few scans it takes few
+    values and stays at 1 while the network still learns.
 
     resume: go on from last.pt, with the same settings. On the CPU an interrupted and resumed
     run equals an unbroken one to the last digit. max_epochs_this_call ends a call early, for a
@@ -112,11 +114,13 @@ def fit(
     validation_rows = np.array(validation_rows)
     check_labels(labels[train_rows], "training")
     check_labels(labels[validation_rows], "validation")
-    if schedule not in ("cosine", "constant"):
-        raise ValueError(f"schedule={schedule!r}: give 'cosine' or 'constant'")
+    if schedule not in ("cosine", "constant") or keep not in ("best", "last"):
+        raise ValueError(
+            f"schedule={schedule!r}, keep={keep!r}: give 'cosine' or 'constant', 'best' or 'last'"
+        )
     settings = {
         "model": f"{type(model).__name__} {zlib.crc32(repr(model).encode()):08x}",
-        "data": fingerprint(labels, train_rows, validation_rows, volumes[train_rows[0]]),
+        "data": describe(volumes, labels, train_rows, validation_rows),
         "epochs": epochs,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
@@ -130,7 +134,7 @@ def fit(
         "clip": clip,
         "seed": seed,
     }
-    ranks.check_shares(len(train_rows), len(validation_rows), batch_size)
+    ranks.check_shards(len(train_rows), len(validation_rows), batch_size)
     folder, used = Path(run_dir), pick_device(device)
     precision = pick_precision(used, precision)
     check_memory(model, batch_size, volumes.shape[1:], used, precision)
@@ -149,7 +153,7 @@ def fit(
     targets = torch.tensor(labels, dtype=torch.float32)
     weight = positive_weight(labels[train_rows]) if class_weighting else 1.0
     stop = min(epochs, len(history) + (max_epochs_this_call or epochs))
-    own_rows = validation_rows[ranks.share(len(validation_rows))]
+    own_rows = validation_rows[ranks.shard(len(validation_rows))]
     bar = progress(total=epochs, initial=len(history), desc="epochs", disable=not is_first)
     with ranks.parallel(model) as network, bar:
         while len(history) < stop and epochs_since_best(history) < patience:
@@ -161,12 +165,12 @@ def fit(
                 )
             except torch.cuda.OutOfMemoryError:
                 raise out_of_gpu_memory(batch_size) from None
-            logits, _ = read_scans(model, scans, own_rows, batch_size, precision)
+            logits, _ = infer(model, scans, own_rows, batch_size, precision)
             logits = ranks.gather(logits, len(validation_rows))
             loss, auc = validation_loss_and_auc(logits, targets[validation_rows], weight)
             row |= {"validation_loss": loss, "validation_auc": auc}
             row["seconds"] = time.perf_counter() - started
-            history.append(ranks.of_rank_0(row))
+            history.append(ranks.broadcast(row))
             if is_first:
                 save_run(folder, settings, parts, history)
             bar.update()
@@ -174,8 +178,15 @@ def fit(
             if on_epoch and is_first:
                 on_epoch(pd.DataFrame(history))
     with ranks.rank_0_first():
-        load_model(model, folder / "best.pt", str(used))
+        load_model(model, folder / f"{keep}.pt", str(used))
     return pd.DataFrame(history)
+
+
+def describe(volumes, labels, *parts) -> str:
+    """A fingerprint of the labels and of a sample of every scan in these parts, given as rows."""
+    sample = (slice(None, None, 8),) * (volumes.ndim - 1)
+    scans = (volumes[(row, *sample)] for rows in parts for row in rows)
+    return fingerprint(*(labels[rows] for rows in parts), *scans)
 
 
 def train_one_epoch(
@@ -195,10 +206,9 @@ def train_one_epoch(
     network: the model, as `ranks.parallel` gives it out. The spans of time that torch's
     profiler sees are called load, augment, forward, backward and step.
     """
-    model, optimizer, scaler = parts["model"], parts["optimizer"], parts["scaler"]
+    optimizer = parts["optimizer"]
     batches = range(0, len(rows), settings["batch_size"])
     n_steps = settings["epochs"] * len(batches)
-    n_warmup = round(settings["warmup"] * n_steps)
     total = 0.0
     network.train()
     # Each epoch has a seed of its own, so a resumed run draws what an unbroken one would have.
@@ -206,13 +216,7 @@ def train_one_epoch(
         order = rows[torch.randperm(len(rows), generator=generator).numpy()]
         for k, first in enumerate(batches):
             chosen = order[first : first + settings["batch_size"]]
-            step = epoch * len(batches) + k
-            if settings["schedule"] == "constant":
-                factor = min(1.0, (step + 1) / max(1, n_warmup))
-            else:
-                factor = learning_rate_factor(step, n_steps, n_warmup)
-            for group in optimizer.param_groups:
-                group["lr"] = factor * settings["learning_rate"]
+            set_learning_rate(optimizer, settings, epoch * len(batches) + k, n_steps)
             volumes, own = augmented_share(scans, chosen, augment, generator)
             with record_function("forward"):
                 with autocast(scans.device, precision):
@@ -220,21 +224,48 @@ def train_one_epoch(
                 loss = weighted_loss(logits, targets[own].to(scans.device), weight)
                 loss = loss * (len(own) * ranks.n_processes() / len(chosen))
                 batch_loss = ranks.mean_over_batch(loss)
-            if not math.isfinite(batch_loss):
-                raise RuntimeError(
-                    f"the loss became {batch_loss} in epoch {epoch + 1}: start again with a "
-                    f"learning_rate below {settings['learning_rate']} or with precision='fp32'"
-                )
-            with record_function("backward"):
-                optimizer.zero_grad()
-                scaler.scale(loss).backward()
-            with record_function("step"):
-                scaler.unscale_(optimizer)
-                nn.utils.clip_grad_norm_(model.parameters(), settings["clip"])
-                scaler.step(optimizer)
-                scaler.update()
+            check_loss(batch_loss, epoch, settings)
+            follow_gradient(parts, loss, settings["clip"])
             total += batch_loss * len(chosen)
     return {"train_loss": total / len(rows), "learning_rate": optimizer.param_groups[0]["lr"]}
+
+
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, settings: dict, step: int, n_steps: int
+) -> None:
+    """The learning rate of this step, by `learning_rate_factor` or constant after the warm-up."""
+    n_warmup = round(settings["warmup"] * n_steps)
+    if settings["schedule"] == "constant":
+        factor = min(1.0, (step + 1) / max(1, n_warmup))
+    else:
+        factor = learning_rate_factor(step, n_steps, n_warmup)
+    for group in optimizer.param_groups:
+        group["lr"] = factor * settings["learning_rate"]
+
+
+def check_loss(loss: float, epoch: int, settings: dict) -> None:
+    """RuntimeError, in one line, for a loss that is not finite; `epoch` counts from 0."""
+    if not math.isfinite(loss):
+        raise RuntimeError(
+            f"the loss became {loss} in epoch {epoch + 1}: start again with a learning_rate "
+            f"below {settings['learning_rate']} or with precision='fp32'"
+        )
+
+
+def follow_gradient(parts: dict, loss: torch.Tensor, clip: float) -> None:
+    """The gradient of the loss, cut to the length `clip`, and a step of the optimizer.
+
+    The scaler leaves the step out where a gradient in fp16 overflowed.
+    """
+    model, optimizer, scaler = parts["model"], parts["optimizer"], parts["scaler"]
+    with record_function("backward"):
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+    with record_function("step"):
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), clip)
+        scaler.step(optimizer)
+        scaler.update()
 
 
 def augmented_share(
@@ -244,7 +275,7 @@ def augmented_share(
 
     All random numbers of the batch are drawn in every process, so the generators stay alike.
     """
-    share = ranks.share(len(rows))
+    share = ranks.shard(len(rows))
     with record_function("load"):
         volumes = scans.take(rows if callable(augment) else rows[share])
     with record_function("augment"):

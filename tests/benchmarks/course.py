@@ -18,8 +18,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARIES = "import numpy, torch"
-MODULES = "from helpers import cohort, course, fast, models, training, volumes"
-FIGURES = "from helpers import evaluation, plots"
+MODULES = "from helpers.course import runs; from helpers.learn import networks, training"
+FIGURES = "from helpers.figures import plots"
 
 
 def main():
