@@ -7,7 +7,7 @@ PYTHON ?= python3
 COLAB_PYTHON ?= python3.13
 RUN = .venv/bin/python
 
-.PHONY: course test test-colab benchmark gpu lab notebooks gifs repo-url lint clean
+.PHONY: course test check test-colab benchmark gpu lab notebooks gifs repo-url lint clean
 .DEFAULT_GOAL := course
 
 .venv/installed: requirements.txt
@@ -75,6 +75,13 @@ gifs: .venv/installed
 # Write the repository's address into every badge and setup cell: make repo-url URL=https://github.com/OWNER/NAME
 repo-url: .venv/installed
 	$(RUN) -m helpers.course.runner repo-url "$(URL)"
+
+# Before a commit: lint, the contract, the rooms and the quick unit tests, in a minute or so
+QUICK = rooms contract models lite0 features augmentation image_augmentation evaluation volumes \
+	fast cohort checks training checkpoints moco memory
+
+check: .venv/installed-dev lint
+	$(RUN) -m pytest -q $(wildcard $(QUICK:%=tests/test_%.py))
 
 lint: .venv/installed-dev
 	$(RUN) -m ruff check .

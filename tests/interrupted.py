@@ -142,4 +142,4 @@ def shares(n=30, seed=2020):
 
 
 def read_results(folder):
-    return json.loads((Path(runs) / "06" / "results.json").read_text())["values"]
+    return json.loads((Path(folder) / "06" / "results.json").read_text())["values"]

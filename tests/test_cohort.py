@@ -265,3 +265,34 @@ def test_real_studies_make_a_cohort(real_data, tmp_path):
     cache = preprocess_cohort(find_studies(tmp_path), tmp_path, tmp_path / "cache", (32, 96, 96))
     assert cache.volumes.shape == (8, 32, 96, 96) and len(cache.skipped) == 0
     assert (cache.volumes.reshape(8, -1).std(axis=1) > 40).all()
+
+
+def test_two_tasks_take_turns_without_preprocessing_again(root, monkeypatch):
+    calls = count_calls(monkeypatch)
+    table = find_studies(root)
+    tasks = [label_studies(table, {"CT-0": 0, category: 1}) for category in ("CT-2", "CT-3")]
+    first = [preprocess_cohort(task, root, root / "cache", SIZE, workers=1) for task in tasks]
+    n_done, held = len(calls), first[1].volumes.copy()
+    assert n_done == len({*tasks[0].study, *tasks[1].study}) == len(held)
+    for _ in range(2):
+        for task, before in zip(tasks, first, strict=True):
+            cache = preprocess_cohort(task, root, root / "cache", SIZE, workers=1)
+            assert cache.index.study.tolist() == task.study.tolist()
+            assert cache.index.row.tolist() == before.index.row.tolist()
+            np.testing.assert_array_equal(cache.volumes, held)
+    assert len(calls) == n_done
+    for line in cache.index.itertuples():
+        alone = preprocess_fast(root / line.file, SIZE)
+        np.testing.assert_array_equal(cache.volumes[line.row], alone)
+
+
+def test_a_study_that_is_gone_leaves_the_cache_too(root):
+    table = find_studies(root)
+    before = preprocess_cohort(table, root, root / "cache", SIZE, workers=1)
+    gone = table[table.category == "CT-0"].iloc[0]
+    (root / gone.file).unlink()
+    cache = preprocess_cohort(
+        table[table.category != "CT-0"], root, root / "cache", SIZE, workers=1
+    )
+    assert len(cache.volumes) == len(before.volumes) - 1
+    assert gone.study not in cache.index.study.tolist()

@@ -599,3 +599,49 @@ def test_live_curve_updates_one_picture_in_a_notebook_and_is_silent_elsewhere(mo
     assert drawn == [1, 2, 3]
     assert (len(shown), len(updated)) == (1, 2)
     assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize("clip", [0.5, 1e9])
+def test_the_gradient_is_cut_to_its_length(clip):
+    """A step of SGD with rate 1 is the gradient itself: here 3, 4 and so 5 long."""
+    model = nn.Linear(2, 1, bias=False)
+    before = model.weight.detach().clone()
+    parts = {"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=1.0)}
+    parts["scaler"] = torch.amp.GradScaler("cuda", enabled=False)
+    training.follow_gradient(parts, model(torch.tensor([[3.0, 4.0]])).sum(), clip)
+    step = (before - model.weight.detach())[0]
+    expected = torch.tensor([3.0, 4.0]) * min(1.0, clip / 5)
+    torch.testing.assert_close(step, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_model_keeps_the_epoch_that_was_asked_for(volumes, tmp_path):
+    for keep in ("best", "last"):
+        model = make()
+        train(volumes, tmp_path / keep, model, keep=keep)
+        held = torch.load(tmp_path / keep / f"{keep}.pt", weights_only=True)["model"]
+        assert all(torch.equal(w, held[name]) for name, w in model.state_dict().items())
+    with pytest.raises(ValueError, match="'best' or 'last'"):
+        train(volumes, tmp_path / "none", keep="first")
+    assert not (tmp_path / "none").exists()
+
+
+def test_no_rows_have_no_probabilities(volumes):
+    probability, attention = predict(make(), volumes, np.array([], int), device="cpu")
+    assert probability.shape == (0,) and attention is None
+
+
+def test_another_scan_in_any_place_is_another_data_set(tmp_path):
+    volumes = np.random.default_rng(0).integers(0, 256, (8, 8, 16, 16), dtype=np.uint8)
+    labels, train, validation = np.arange(8) % 2, np.arange(4), np.arange(4, 7)
+    before = training.describe(volumes, labels, train, validation)
+    for row in range(7):
+        changed = volumes.copy()
+        changed[row] = volumes[row][::-1]
+        assert training.describe(changed, labels, train, validation) != before, row
+    changed = volumes.copy()
+    changed[7] = 0  # in neither part
+    assert training.describe(changed, labels, train, validation) == before
+    assert training.describe(volumes, 1 - labels, train, validation) != before
+    # an array that has grown by studies of another task holds the same data
+    more = np.concatenate([volumes, volumes])
+    assert training.describe(more, np.append(labels, [-1] * 8), train, validation) == before

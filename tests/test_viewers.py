@@ -962,7 +962,7 @@ def test_a_pair_has_one_set_of_controls(made):
 
 
 def test_no_cell_output_is_used_as_a_canvas():
-    sources = {path: path.read_text() for path in (ROOT / "helpers").glob("*.py")}
+    sources = {path: path.read_text() for path in (ROOT / "helpers").rglob("*.py")}
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         cells = json.loads(path.read_text())["cells"]
         code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]

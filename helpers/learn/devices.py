@@ -86,7 +86,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 def seeded(device: torch.device, *numbers: int) -> Iterator[torch.Generator]:
     """Random numbers that depend on `numbers` alone; the caller's own go on afterwards.
 
-    The generator is the same on every rank of `distributed`; torch's own numbers, which dropout
+    The generator is the same on every rank of `ranks`; torch's own numbers, which dropout
     draws from, are others on each.
     """
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])

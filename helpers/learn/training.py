@@ -99,7 +99,7 @@ def fit(
     run equals an unbroken one to the last digit. max_epochs_this_call ends a call early, for a
     later one to resume. The initial weights are the caller's: torch.manual_seed before them.
 
-    Under torchrun (`distributed`) the batches are shared out among the processes; batch_size is
+    Under torchrun (`ranks`) the batches are shared out among the processes; batch_size is
     that of all together, every process calls fit alike, and rank 0 alone calls on_epoch and
     writes. An augment function gets the whole batch in every process, of which each keeps its
     share: right, whatever it draws, but no faster than with one process.
