@@ -84,7 +84,7 @@ def test_labels_follow_the_task(root):
     assert list(label_studies(table).label) == [0, 0, 0, 1, 1, 1]
     assert list(label_studies(table, {"CT-0": 0, "CT-3": 1}).label) == [0, 0, 0, 1]
     with pytest.raises(CohortError, match="CT-1"):
-        label_studies(table, "severity")
+        label_studies(table, {"CT-0": 0, "CT-1": 1})
 
 
 def many(n_by_category, studies_per_patient=1):

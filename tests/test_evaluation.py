@@ -461,7 +461,3 @@ def test_logistic_regression_standardises_and_repeats_itself():
     assert metrics.auc(labels[40:], probabilities[0]) > 0.85
     with pytest.raises(ValueError, match="at least two"):
         baselines.logistic_regression(features[:3], [0, 0, 1])
-
-
-def test_majority_class_says_the_training_share():
-    assert baselines.majority_class([0, 1, 1, 1], 5) == pytest.approx([0.75] * 5)

@@ -15,8 +15,8 @@ from torchvision.transforms.functional import normalize
 
 from helpers.learn.augmentation import Recipe
 from helpers.learn.networks import (
-    DenseNet169Encoder,
     ImageClassifier,
+    ImageNetEncoder,
     ResidualBlock,
     SmallCNN,
     count_parameters,
@@ -153,7 +153,7 @@ def test_densenet_with_the_published_weights_answers_as_torchvisions(published, 
     assert count_parameters(encoder) == count_parameters(published) - 1665 * 1000 == expected
 
 
-def statistics(encoder: DenseNet169Encoder) -> list[torch.Tensor]:
+def statistics(encoder: ImageNetEncoder) -> list[torch.Tensor]:
     return [value.clone() for name, value in encoder.named_buffers() if "running" in name]
 
 

@@ -16,7 +16,6 @@ from helpers.storage.files import write_whole
 TASKS = {
     "ct0-ct23": {"CT-0": 0, "CT-2": 1, "CT-3": 1},
     "ct0-ct1234": {"CT-0": 0, "CT-1": 1, "CT-2": 1, "CT-3": 1, "CT-4": 1},
-    "severity": {"CT-0": 0, "CT-1": 1, "CT-2": 2, "CT-3": 3, "CT-4": 4},
 }
 PARTS = ("train", "validation", "test")
 

@@ -95,16 +95,14 @@ def download(
     root: str | os.PathLike,
     which: str = "subset",
     base_url: str = BASE_URL,
-    keep_archives: bool = False,
 ) -> Report:
     """Bring MosMedData into `root` in its own layout, `studies/CT-*/study_*.nii.gz`.
 
     which: "subset" (a release of 100 CT-0 and 100 CT-2 or CT-3 studies, 2.1 GB), "subset+CT-1"
     (3.2 GB) or "full": the whole set needs a registration, so its archives (any name, .zip) or
     its folders must lie in `root`; archives are unpacked and stay. Nothing is fetched when the
-    set is there. keep_archives: keep the release's zips after they are unpacked.
-    Writes `dataset_registry.xlsx` if none came with the data. Raises ValueError for another
-    `which`, DownloadError and ArchiveError with one line that says what to do.
+    set is there. Writes `dataset_registry.xlsx` if none came with the data. Raises ValueError for
+    another `which`, DownloadError and ArchiveError with one line that says what to do.
     """
     if which not in SETS:
         raise ValueError(f"which={which!r} is not known; choose one of {', '.join(SETS)}")
@@ -113,7 +111,7 @@ def download(
         # a complete folder is not written to: in a workshop it may be shared and read-only
         if _list_todo(root, which) or not _has_registry(root):
             with downloads.lock(root / "mosmed"):
-                left_out = _bring(root, which, base_url, keep_archives)
+                left_out = _bring(root, which, base_url)
                 if not _has_registry(root):
                     _write_registry(root)
     except OSError as error:
@@ -205,28 +203,26 @@ def _list_todo(root, which):
     return [] if is_there else sorted(path.name for path in root.glob("[!.]*.zip"))
 
 
-def _bring(root, which, base_url, keep_archives):
+def _bring(root, which, base_url):
     """Fetch (but for "full") and unpack; the number of unknown files in the archives."""
     names, left_out = _list_todo(root, which), 0
     if which == "full":
         return sum(_unpack(root / name, root) for name in names)
-    _check_space(root, names, keep_archives)
+    _check_space(root, names)
     for name in names:
         url = f"{base_url.rstrip('/')}/{name}"
         archive = downloads.download(url, root / name, size=RELEASE[name])
         left_out += _unpack(archive, root)
-        if not keep_archives:
-            archive.unlink()
+        archive.unlink()
     return left_out
 
 
-def _check_space(root, names, keep_archives):
+def _check_space(root, names):
     sizes = [RELEASE[name] for name in names]
     files = [file for name in names for file in _studies_of(catalogue(), name)["file"]]
     unpacked = min(sum(file_size(root / file) for file in files), sum(sizes))
     fetched = sum(file_size(root / f"{name}{end}") for name in names for end in ("", ".part"))
-    archives = sum(sizes) if keep_archives else max(sizes, default=0)
-    downloads.check_space(root, sum(sizes) + archives - unpacked - fetched)
+    downloads.check_space(root, sum(sizes) + max(sizes, default=0) - unpacked - fetched)
 
 
 def _unpack(archive, root):

@@ -59,47 +59,72 @@ class SliceEncoder(nn.Module):
         return self.project(torch.cat([mean, maximum], dim=1))
 
 
-class ResNet18Encoder(nn.Module):
-    """torchvision's ResNet18 without its last layer: images (N, 3, H, W) to (N, 512)."""
+class ImageNetEncoder(nn.Module):
+    """A network of torchvision without its last layer.
 
-    features = 512
+    images (N, 3, H, W), or grey (N, 1, H, W), in [0, 1] to (N, features), normalised as for
+    ImageNet. freeze_norm=True keeps BatchNorm's statistics as they are: the slices of one scan are
+    too alike for those of a batch. `pretrained` says whether it began with ImageNet weights.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, network: nn.Module, features: int, freeze_norm: bool, pretrained: bool):
         super().__init__()
-        from torchvision.models import resnet18
-
-        self.network = resnet18(zero_init_residual=True)
-        self.network.fc = nn.Identity()
+        self.network, self.features = network, features
+        self.freeze_norm, self.pretrained = freeze_norm, pretrained
         imagenet = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
         self.register_buffer("imagenet", imagenet.view(2, 3, 1, 1), persistent=False)
         self.train()
 
-    def train(self, mode: bool = True) -> ResNet18Encoder:
-        # The slices of one scan are too alike for batch statistics: keep those of ImageNet.
+    def train(self, mode: bool = True) -> ImageNetEncoder:
         super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
+        if self.freeze_norm:
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
         return self
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         mean, deviation = self.imagenet
-        return self.network((images - mean) / deviation)
+        return self.network((images.expand(-1, 3, -1, -1) - mean) / deviation)
 
 
-def resnet18_encoder(pretrained: bool = True) -> ResNet18Encoder:
+def resnet18_encoder(pretrained: bool = True) -> ImageNetEncoder:
     """Make a ResNet18 slice encoder, with ImageNet weights where they can be had.
 
     Without a connection it prints one line and starts from random weights.
     """
-    from torchvision.models import ResNet18_Weights
+    from torchvision.models import ResNet18_Weights, resnet18
 
-    encoder = ResNet18Encoder()
+    network = resnet18(zero_init_residual=True)
+    network.fc = nn.Identity()
     weights = imagenet_weights("ResNet18", ResNet18_Weights.IMAGENET1K_V1.url) if pretrained else {}
     if weights:
         del weights["fc.weight"], weights["fc.bias"]
-        encoder.network.load_state_dict(weights)
-    return encoder
+        network.load_state_dict(weights)
+    return ImageNetEncoder(network, 512, freeze_norm=True, pretrained=bool(weights))
+
+
+def densenet169_encoder(pretrained: bool = True, freeze_norm: bool = False) -> ImageNetEncoder:
+    """Make a DenseNet169 encoder, with ImageNet weights where they can be had.
+
+    Without a connection it prints one line and starts from random weights, with BatchNorm free.
+    Huang et al. 2017, arXiv 1608.06993.
+    """
+    from torchvision.models import DenseNet169_Weights, densenet169
+
+    network = densenet169()
+    network.classifier = nn.Identity()
+    url = DenseNet169_Weights.IMAGENET1K_V1.url
+    weights = imagenet_weights("DenseNet169", url) if pretrained else {}
+    # the published file is older than torchvision's names: "norm.1.weight" is "norm1.weight" now
+    renamed = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", name): value
+        for name, value in weights.items()
+        if not name.startswith("classifier.")
+    }
+    if renamed:
+        network.load_state_dict(renamed)
+    return ImageNetEncoder(network, 1664, freeze_norm and bool(renamed), bool(renamed))
 
 
 def imagenet_weights(name: str, url: str) -> dict[str, torch.Tensor]:
@@ -319,62 +344,6 @@ class SmallCNN(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         maps = self.blocks(self.stem(2 * images - 1))
         return torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1)
-
-
-class DenseNet169Encoder(nn.Module):
-    """torchvision's DenseNet169 without its last layer: grey (B, 1, H, W) to (B, 1664).
-
-    The grey image stands in all three channels, normalised as for ImageNet. freeze_norm=True keeps
-    BatchNorm's statistics as they are: for contrastive learning from ImageNet weights. `pretrained`
-    says whether it began with these. Huang et al. 2017, arXiv 1608.06993.
-    """
-
-    features = 1664
-
-    def __init__(self, freeze_norm: bool = False) -> None:
-        super().__init__()
-        from torchvision.models import densenet169
-
-        self.network = densenet169()
-        self.network.classifier = nn.Identity()
-        imagenet = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
-        self.register_buffer("imagenet", imagenet.view(2, 3, 1, 1), persistent=False)
-        self.freeze_norm, self.pretrained = freeze_norm, False
-        self.train()
-
-    def train(self, mode: bool = True) -> DenseNet169Encoder:
-        super().train(mode)
-        if self.freeze_norm:
-            for module in self.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
-        return self
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        mean, deviation = self.imagenet
-        return self.network((images.expand(-1, 3, -1, -1) - mean) / deviation)
-
-
-def densenet169_encoder(pretrained: bool = True, freeze_norm: bool = False) -> DenseNet169Encoder:
-    """Make a DenseNet169 encoder, with ImageNet weights where they can be had.
-
-    Without a connection it prints one line and starts from random weights, with BatchNorm free.
-    """
-    from torchvision.models import DenseNet169_Weights
-
-    url = DenseNet169_Weights.IMAGENET1K_V1.url
-    weights = imagenet_weights("DenseNet169", url) if pretrained else {}
-    encoder = DenseNet169Encoder(freeze_norm and bool(weights))
-    # the published file is older than torchvision's names: "norm.1.weight" is "norm1.weight" now
-    renamed = {
-        re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", name): value
-        for name, value in weights.items()
-        if not name.startswith("classifier.")
-    }
-    if renamed:
-        encoder.network.load_state_dict(renamed)
-        encoder.pretrained = True
-    return encoder
 
 
 class ImageClassifier(nn.Module):

@@ -79,11 +79,6 @@ def histogram_baseline(
     return best, best.predict_proba(hu_histogram(volumes, bins))[:, 1]
 
 
-def majority_class(train_labels, n) -> np.ndarray:
-    """The share of COVID in the training part, as everybody's probability: (n,)."""
-    return np.full(n, np.mean(train_labels))
-
-
 def published_results() -> pd.DataFrame:
     """Published scores, with the specificity and balanced accuracy that they imply.
 
