@@ -92,14 +92,21 @@ def test_two_unpack_one_archive_and_copy_one_folder(killer, tmp_path):
 
 @pytest.mark.faults("Interruptions", "kill -9 of a process that has workers")
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
-def test_workers_end_with_a_killed_parent(tmp_path):
+@pytest.mark.parametrize("work", ["phantom", "preprocessing"])
+def test_workers_end_with_a_killed_parent(tmp_path, work):
+    n, begun = (400, "studies/*/*.nii.gz") if work == "phantom" else (60, "cache/*/rows/*.json")
+
     def begin():
-        """Start a notebook's process in which two workers make a cohort."""
+        """Start a notebook's process in which two workers make a cohort, or preprocess it."""
         manager, client = start_new_kernel(cwd=str(tmp_path))
         client.execute(
             "import os, sys; sys.path.insert(0, os.environ['COURSE'])\n"
+            "from helpers.ct.cache import preprocess_cohort\n"
+            "from helpers.ct.cohort import find_studies\n"
             "from helpers.phantom import simulate\n"
-            "simulate.make_cohort('made', {'CT-0': 400}, 64, workers=2)"
+            f"simulate.make_cohort('made', {{'CT-0': {n}}}, 48, workers=2, n_slices=8)\n"
+            "table = find_studies('made')\n"
+            "preprocess_cohort(table, 'made', 'made/cache', (64, 384, 384), workers=2)\n"
         )
         return manager, client
 
@@ -118,7 +125,7 @@ def test_workers_end_with_a_killed_parent(tmp_path):
         manager, client = begin()
     try:
         deadline = time.monotonic() + PATIENCE
-        while len(list(tmp_path.glob("made/studies/*/*.nii.gz"))) < 2:
+        while len(list(tmp_path.glob(f"made/{begun}"))) < 2:
             assert time.monotonic() < deadline
             time.sleep(0.1)
         workers = children(manager.provisioner.pid)

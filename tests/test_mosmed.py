@@ -154,7 +154,7 @@ def test_a_cut_download_goes_on_and_leaves_no_archive(server, fetch, tmp_path):
     assert [asked for path, asked in server.requests if path == name][1:] == ["bytes=200-"] * 2
     root = tmp_path / "mosmed"
     assert files_in(root) == expected_files("CT-0.zip", "CT-23.zip")
-    assert not list(root.glob("*.zip*"))
+    assert not list(root.glob("[!.]*.zip*"))
 
 
 def test_archive_placed_by_hand_is_used(server, fetch, tmp_path):
