@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from helpers.course import sources
 from tests.benchmarks import gpu, gpu_data, gpu_report, gpu_trainings
 
 
@@ -53,7 +54,7 @@ def test_the_records_hold_what_they_should(whole):
     assert same["resumed, largest difference of a weight"] == 0
     assert same["gloo, one rank, gradient error"] < 1e-6
     # every scan of the cohort is predicted once a way
-    n_scans = sum(gpu_data.course.PROFILES["tiny"].phantom_counts.values())
+    n_scans = sum(sources.PROFILES["tiny"].phantom_counts.values())
     for way in ("frozen", "scratch", "finetuned"):
         assert rows(parts, way) == list(range(n_scans))
     assert {(r["network"], r["start"]) for r in parts["scores"]} == {
