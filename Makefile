@@ -78,7 +78,7 @@ repo-url: .venv/installed
 
 # Before a commit: lint, the contract, the rooms and the quick unit tests, in a minute or so
 QUICK = rooms contract models lite0 features augmentation image_augmentation evaluation volumes \
-	fast cohort checks training checkpoints moco memory
+	fast cohort checks training moco
 
 check: .venv/installed-dev lint
 	$(RUN) -m pytest -q $(wildcard $(QUICK:%=tests/test_%.py))
