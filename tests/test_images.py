@@ -16,6 +16,7 @@ from helpers.course import images, sources
 from helpers.covidct import audit, covid_ct
 from helpers.learn import prediction, training
 from helpers.learn.augmentation import PUBLISHED
+from helpers.phantom import covidct_twin
 
 PARTS = ("train", "validation", "test")
 
@@ -267,3 +268,13 @@ def test_real_images(real_data, tmp_path):
     assert not set(data.rows_for_pretraining()) & set(data.rows("test", "clean"))
     _, history = images.train(data, "small", "course", "clean", 0, tmp_path / "runs")
     assert history.train_loss.between(0.1, 2).all()
+
+
+def test_a_folder_that_was_moved_keeps_what_was_made_from_it(tmp_path):
+    root = covidct_twin.make_twin(tmp_path / "here" / "twin", 30, 36, matrix=64)
+    before = images.prepare(str(root), "tiny", tmp_path / "data")
+    (tmp_path / "there").mkdir()
+    after = images.prepare(str(root.rename(tmp_path / "there" / "twin")), "tiny", tmp_path / "data")
+    assert after.run_name == before.run_name
+    assert len(list((tmp_path / "data").glob("images-*"))) == 1
+    np.testing.assert_array_equal(after.images, before.images)
