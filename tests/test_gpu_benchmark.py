@@ -151,7 +151,7 @@ def test_packed_images_come_back_to_the_pixel(tmp_path):
 
 def test_packing_a_folder_that_is_no_collection_is_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        gpu_data.main(["--pack", str(tmp_path / "a.zip"), "--images", str(tmp_path)])
+        gpu.main(["--pack", str(tmp_path / "a.zip"), "--images", str(tmp_path)])
     said = capsys.readouterr().err.splitlines()[-1]
     assert "Data-split" in said and not (tmp_path / "a.zip").exists()
 

@@ -218,7 +218,7 @@ def train(
     if which == "lite0" and encoder_weights is None:
         start = "imagenet"
     model = new_model(which, data.profile, seed, imagenet=start == "imagenet")
-    if start == "imagenet" and not getattr(model.encoder, "pretrained", which == "lite0"):
+    if start == "imagenet" and not getattr(model.encoder, "pretrained", False):
         start = "random"
     if encoder_weights is not None:
         model.encoder.load_state_dict(encoder_weights)

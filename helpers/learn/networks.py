@@ -435,7 +435,7 @@ class Lite0Encoder(nn.Module):
     multiplied into the convolution before it. WeightsError.
     """
 
-    features = 2 * 1280
+    features, pretrained = 2 * 1280, True
 
     def __init__(self) -> None:
         super().__init__()

@@ -61,6 +61,12 @@ def main(words=None):
     parser.add_argument("--seconds", type=float, default=3600, help="begin nothing after so many")
     parser.add_argument("--processes", type=int, help="trainings at a time (GPU: 4, CPU: 0)")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes, to see that it runs")
+    parser.add_argument("--pack", help="write the images for --data, as `gpu_data --help` says")
+    words = sys.argv[1:] if words is None else words
+    if "--pack" in words:
+        from tests.benchmarks import gpu_data
+
+        return gpu_data.main(words)
     chosen = parser.parse_args(words)
     with tempfile.TemporaryDirectory() as folder:
         Benchmark(chosen, Path(folder)).run()
@@ -146,9 +152,9 @@ LONG = ("rows", "labels", "probability", "external", "history")
 
 def hardware(device):
     """One line: what the figures were measured on."""
-    from tests.benchmarks import training
-
     if device.type != "cuda":
+        from tests.benchmarks import training
+
         return training.hardware("cpu")
     driver = ""
     if shutil.which("nvidia-smi"):
