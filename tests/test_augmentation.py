@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
 import pytest
 import torch
-from scipy import ndimage
 
-from helpers.learn.augmentation import augment, move_plane, move_slices, normal_noise
+from helpers.learn.augmentation import augment, move_slices, normal_noise
 
 STILL = dict.fromkeys(
     ("degrees", "shift", "scale", "slice_shift", "slice_stretch", "gain", "offset", "gamma"), 0.0
@@ -18,14 +14,6 @@ STILL = dict.fromkeys(
 
 def random_volumes(n_scans: int = 4, shape: tuple[int, int, int] = (6, 20, 24)) -> torch.Tensor:
     return torch.rand(n_scans, *shape, generator=torch.Generator().manual_seed(5))
-
-
-def smooth_plane(n_rows: int = 32, n_columns: int = 40) -> np.ndarray:
-    """A smooth picture that is zero towards the edge, so that interpolation agrees closely."""
-    noise = np.random.default_rng(0).random((n_rows, n_columns))
-    smooth = ndimage.gaussian_filter(noise, 2.5)
-    hill = np.outer(np.hanning(n_rows), np.hanning(n_columns))
-    return ((smooth - smooth.min()) / np.ptp(smooth) * hill).astype(np.float32)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -88,44 +76,6 @@ def test_flip_is_left_right_and_exact_for_about_half_of_the_scans():
     kept = [torch.allclose(a, b, atol=1e-5) for a, b in zip(result, volumes, strict=True)]
     assert all(a != b for a, b in zip(mirrored, kept, strict=True))
     assert 20 <= sum(mirrored) <= 44
-
-
-@pytest.mark.parametrize("shape", [(32, 32), (32, 40)])
-def test_rotation_is_scipys(shape):
-    plane = smooth_plane(*shape)
-    still = torch.zeros(1)
-    turned = move_plane(
-        torch.from_numpy(plane)[None, None],
-        torch.tensor([math.radians(10)]),
-        torch.ones(1),
-        still,
-        still,
-    )
-    expected = ndimage.rotate(plane, -10, reshape=False, order=1)
-    other_way = ndimage.rotate(plane, 10, reshape=False, order=1)
-    np.testing.assert_allclose(turned[0, 0].numpy(), expected, atol=0.01)
-    assert np.abs(turned[0, 0].numpy() - other_way).max() > 0.05
-
-
-def test_shift_and_scale_are_scipys():
-    plane = smooth_plane(32, 40)
-    volumes = torch.from_numpy(plane)[None, None]
-    still, one = torch.zeros(1), torch.ones(1)
-    # a quarter of half the width is 5 columns, an eighth of half the height 2 rows
-    moved = move_plane(volumes, still, one, torch.tensor([0.25]), torch.tensor([-0.125]))
-    np.testing.assert_allclose(moved[0, 0], ndimage.shift(plane, (-2, 5), order=1), atol=1e-4)
-    larger = move_plane(volumes, still, torch.tensor([1.25]), still, still)
-    middle = (np.array(plane.shape) - 1) / 2
-    expected = ndimage.affine_transform(plane, np.eye(2) / 1.25, middle - middle / 1.25, order=1)
-    np.testing.assert_allclose(larger[0, 0], expected, atol=1e-4)
-
-
-def test_outside_the_plane_is_air():
-    volumes = torch.ones(1, 1, 20, 20)
-    still = torch.zeros(1)
-    moved = move_plane(volumes, still, torch.ones(1), torch.tensor([0.5]), still)
-    assert torch.allclose(moved[..., :4], torch.zeros(4))
-    assert torch.allclose(moved[..., 6:], torch.ones(14))
 
 
 def test_slices_move_and_stretch_and_the_ends_are_repeated():

@@ -10,7 +10,7 @@ import torch
 from scipy import ndimage
 from torchvision.transforms import functional as transforms
 
-from helpers.learn.augmentation import CONTRAST, PUBLISHED, Recipe, blur, crop
+from helpers.learn.augmentation import CONTRAST, PUBLISHED, Recipe, blur, move_plane
 
 NOTHING = {"flip": False}
 TURNED = Recipe(scale=(0.6, 1.0), ratio=1.2, degrees=15, contrast=0.3, gamma=1.5, noise=0.04)
@@ -43,15 +43,15 @@ def slopes(images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def move(images, top=0.0, left=0.0, height=1.0, width=1.0, angle=0.0, mirror=False):
-    """`crop` with numbers that are the same for every image, or one number an image."""
-    numbers = [
-        torch.as_tensor(number).expand(len(images)) for number in (top, left, height, width, angle)
-    ]
-    return crop(images, *numbers, torch.as_tensor(mirror).expand(len(images)))
+    """`move_plane` of a box by its corner, the same for every image or one number an image."""
+    numbers = np.broadcast_arrays(top, left, height, width, angle, mirror, np.zeros(len(images)))
+    top, left, height, width, angle, mirror, _ = map(torch.tensor, np.array(numbers, np.float32))
+    sides = torch.where(mirror > 0, -width, width), height
+    return move_plane(images, *sides, 2 * left + width - 1, 2 * top + height - 1, angle)
 
 
 def moved_by_scipy(image, top, left, height, width, angle, mirror) -> np.ndarray:
-    """What `crop` promises, in pixels: walk from the box's middle, and read bilinearly there."""
+    """The same in pixels: walk from the box's middle, and read bilinearly there."""
     rows, columns = image.shape
     row, column = np.mgrid[:rows, :columns]
     down = ((row + 0.5) / rows - 0.5) * height * rows
@@ -85,7 +85,7 @@ def test_box_turn_and_mirror_together_are_scipys_and_each_image_has_its_own():
     top, left = rng.random(5) * (1 - height), rng.random(5) * (1 - width)
     angle, mirror = rng.uniform(-1, 1, 5), np.array([True, False, True, False, True])
     numbers = [top, left, height, width, angle]
-    found = crop(images, *(torch.tensor(n).float() for n in numbers), torch.tensor(mirror))
+    found = move(images, *numbers, mirror)
     for k in range(5):
         expected = moved_by_scipy(images[k, 0].numpy(), *(n[k] for n in numbers), mirror[k])
         np.testing.assert_allclose(found[k, 0], expected, atol=1e-4)
@@ -106,7 +106,7 @@ def test_turning_is_scipys_and_keeps_angles_where_sides_differ(shape):
 def test_a_mirror_is_left_right():
     images = random_images()
     torch.testing.assert_close(move(images, mirror=True), images.flip(-1), atol=1e-5, rtol=0)
-    mixed = move(images, mirror=torch.tensor([True, False, False, True]))
+    mixed = move(images, mirror=[True, False, False, True])
     torch.testing.assert_close(mixed[[1, 2]], images[[1, 2]], atol=1e-5, rtol=0)
     torch.testing.assert_close(mixed[[0, 3]], images[[0, 3]].flip(-1), atol=1e-5, rtol=0)
 

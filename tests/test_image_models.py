@@ -15,12 +15,11 @@ from torchvision.transforms.functional import normalize
 
 from helpers.learn.augmentation import Recipe
 from helpers.learn.networks import (
+    DenseNet169Encoder,
     ImageClassifier,
-    ImageNetEncoder,
     ResidualBlock,
     SmallCNN,
     count_parameters,
-    densenet169_encoder,
 )
 from helpers.learn.prediction import predict
 from helpers.learn.training import fit
@@ -139,7 +138,7 @@ def download(published, monkeypatch):
 
 
 def test_densenet_with_the_published_weights_answers_as_torchvisions(published, download, capsys):
-    encoder = densenet169_encoder().eval()
+    encoder = DenseNet169Encoder().eval()
     assert capsys.readouterr().out == "" and encoder.pretrained
     images = random_images()
     with torch.inference_mode():
@@ -153,13 +152,13 @@ def test_densenet_with_the_published_weights_answers_as_torchvisions(published, 
     assert count_parameters(encoder) == count_parameters(published) - 1665 * 1000 == expected
 
 
-def statistics(encoder: ImageNetEncoder) -> list[torch.Tensor]:
+def statistics(encoder: DenseNet169Encoder) -> list[torch.Tensor]:
     return [value.clone() for name, value in encoder.named_buffers() if "running" in name]
 
 
 @pytest.mark.parametrize("freeze", [True, False])
 def test_freeze_norm_keeps_the_statistics_and_nothing_else(download, freeze):
-    encoder = densenet169_encoder(freeze_norm=freeze).eval().train()
+    encoder = DenseNet169Encoder(freeze_norm=freeze).eval().train()
     before = statistics(encoder)
     with torch.no_grad():
         encoder(random_images(2, 32, 32))
@@ -181,7 +180,7 @@ def test_densenet_without_its_weights_says_so_in_one_line_and_its_norm_is_free(
         raise error
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", fail)
-    encoder = densenet169_encoder(freeze_norm=True)
+    encoder = DenseNet169Encoder(freeze_norm=True)
     message = capsys.readouterr().out
     assert message.count("\n") == 1 and message.startswith("DenseNet169: ")
     assert "random weights" in message and ("service" in message or "hash" in message)
@@ -190,7 +189,7 @@ def test_densenet_without_its_weights_says_so_in_one_line_and_its_norm_is_free(
 
 def test_densenet_from_random_weights_asks_for_none(monkeypatch, capsys):
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: 1 / 0)
-    encoder = densenet169_encoder(pretrained=False, freeze_norm=True)
+    encoder = DenseNet169Encoder(pretrained=False, freeze_norm=True)
     assert capsys.readouterr().out == ""
     assert not encoder.freeze_norm
     assert "imagenet" not in encoder.state_dict(), "checkpoints would not fit torchvision's"

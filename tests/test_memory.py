@@ -79,6 +79,31 @@ def test_training_is_refused_before_it_starts(tight, tmp_path):
     assert len(training.fit(*arguments, epochs=1, batch_size=2)) == 1
 
 
+def test_a_finished_run_asks_for_no_memory(tmp_path, monkeypatch):
+    volumes, rows = np.zeros((6, *SIZE), np.uint8), np.arange(6)
+    arguments = (Keras3DCNN(8), volumes, rows % 2, rows, rows, tmp_path)
+    history = training.fit(*arguments, epochs=1, batch_size=2)
+    monkeypatch.setattr(devices, "free_memory", lambda: 1)
+    assert len(training.fit(*arguments, epochs=1, batch_size=2)) == len(history)
+    with pytest.raises(devices.NotEnoughMemory):
+        training.fit(*arguments, epochs=1, batch_size=2, resume=False)
+    assert (tmp_path / "last.pt").exists()
+
+
+def test_files_that_a_container_keeps_in_memory_are_free(tmp_path, monkeypatch):
+    """A container of 8 GB that has unpacked a cohort: 7 of 7.6 GB "used" can be taken at once."""
+    kinds = "anon 600000000\nfile 7000000000\ninactive_file 6900000000\nactive_file 100000000\n"
+    for name, text in {"max": "8000000000", "current": "7600000000", "stat": kinds}.items():
+        (tmp_path / f"memory.{name}").write_text(text)
+    monkeypatch.setattr(devices, "Path", lambda folder, name: tmp_path / name)
+    psutil = pytest.importorskip("psutil")
+    there = psutil.virtual_memory()._replace(available=100 * 10**9)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: there)
+    assert devices.free_memory() == 7_400_000_000
+    (tmp_path / "memory.stat").write_text("anon 7600000000\n")
+    assert devices.free_memory() == 400_000_000
+
+
 def test_a_network_that_needs_numbers_is_let_through(monkeypatch):
     class Asks(nn.Module):
         def forward(self, volumes):

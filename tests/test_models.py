@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from urllib.error import URLError
-
 import pytest
 import torch
 from torch import nn
@@ -15,7 +13,6 @@ from helpers.learn.networks import (
     SliceEncoder,
     adjacent_slices,
     count_parameters,
-    resnet18_encoder,
 )
 
 
@@ -177,10 +174,10 @@ def test_every_scan_is_shuffled_in_an_order_of_its_own():
     assert len(logits.unique()) > 4
 
 
-@pytest.mark.parametrize("encoder", ["small", "resnet18"])
+@pytest.mark.parametrize("encoder", ["small", "imagenet"])
 def test_the_chunk_does_not_change_the_result(encoder):
     volumes = random_volumes()
-    model = make(encoder=encoder, dropout=0.0, pretrained=False)
+    model = make(encoder=encoder, dropout=0.0)
     results = []
     for chunk in (1, 5, 64):
         model.chunk = chunk
@@ -243,50 +240,3 @@ def test_count_parameters_leaves_out_what_is_frozen():
     assert count_parameters(model) == 3 * 4 + 4 + 4
     model[1].weight.requires_grad_(False)
     assert count_parameters(model) == 16
-
-
-@pytest.mark.parametrize(
-    "error",
-    [URLError("Name or service not known"), OSError("disk full"), RuntimeError("invalid hash")],
-    ids=lambda e: type(e).__name__,
-)
-def test_resnet_without_its_weights_says_so_in_one_line_and_works(monkeypatch, capsys, error):
-    def fail(*_, **__):
-        raise error
-
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", fail)
-    encoder = resnet18_encoder()
-    message = capsys.readouterr().out
-    assert message.count("\n") == 1
-    assert "random weights" in message
-    assert "Name or service" in message or "disk full" in message or "invalid hash" in message
-    assert encoder(torch.rand(2, 3, 64, 64)).shape == (2, 512)
-
-
-def test_resnet_takes_the_weights_it_is_given_and_normalises_inside(monkeypatch, capsys):
-    given = {}
-
-    def weights(url, **options):
-        assert options["weights_only"] and options["check_hash"]
-        given.update(resnet18_encoder(pretrained=False).network.state_dict())
-        given["conv1.weight"] = torch.full((64, 3, 7, 7), 0.25)
-        return given | {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
-
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", weights)
-    encoder = resnet18_encoder().eval()
-    assert capsys.readouterr().out == ""
-    assert torch.equal(encoder.network.conv1.weight, given["conv1.weight"])
-    seen = []
-    encoder.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    encoder(torch.full((1, 3, 32, 32), 0.5))
-    expected = [(0.5 - 0.485) / 0.229, (0.5 - 0.456) / 0.224, (0.5 - 0.406) / 0.225]
-    torch.testing.assert_close(seen[0][0, :, 4, 4], torch.tensor(expected))
-
-
-def test_resnets_statistics_stay_in_training(monkeypatch):
-    model = make(encoder="resnet18", pretrained=False)
-    before = model.encoder.network.bn1.running_mean.clone()
-    model.train()
-    model(random_volumes(1, 3, 64))
-    assert torch.equal(model.encoder.network.bn1.running_mean, before)
-    assert model.dropout.training

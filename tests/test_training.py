@@ -373,19 +373,6 @@ def test_an_unknown_schedule_is_refused(volumes, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_from_before_there_were_schedules_goes_on_as_cosine(volumes, tmp_path):
-    expected = train(volumes, tmp_path / "whole", epochs=2)
-    train(volumes, tmp_path / "old", epochs=2, max_epochs_this_call=1)
-    path = tmp_path / "old/last.pt"
-    state = torch.load(path, weights_only=True)
-    del state["settings"]["schedule"]
-    torch.save(state, path)
-    with pytest.raises(ValueError, match="made with schedule=cosine, now schedule=constant"):
-        train(volumes, tmp_path / "old", epochs=2, schedule="constant")
-    resumed = train(volumes, tmp_path / "old", epochs=2)
-    pd.testing.assert_frame_equal(without_seconds(resumed), without_seconds(expected))
-
-
 def test_rows_of_one_class_are_refused(volumes, tmp_path):
     odd = np.arange(1, 12, 2)
     with pytest.raises(ValueError, match="training rows have the labels"):
@@ -645,3 +632,19 @@ def test_another_scan_in_any_place_is_another_data_set(tmp_path):
     # an array that has grown by studies of another task holds the same data
     more = np.concatenate([volumes, volumes])
     assert training.describe(more, np.append(labels, [-1] * 8), train, validation) == before
+
+
+@pytest.mark.parametrize(("epochs", "batch_size"), [(0, 4), (2, 0), (-1, 4)])
+def test_no_epoch_and_no_batch_are_refused_in_one_line(volumes, tmp_path, epochs, batch_size):
+    with pytest.raises(ValueError, match="give 1 at least") as refused:
+        train(volumes, tmp_path / "run", epochs=epochs, batch_size=batch_size)
+    assert "\n" not in str(refused.value) and not (tmp_path / "run").exists()
+
+
+def test_a_training_anew_that_does_not_begin_leaves_the_old_one(volumes, tmp_path, monkeypatch):
+    train(volumes, tmp_path, epochs=2)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr(training, "train_one_epoch", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(volumes, tmp_path, epochs=2, seed=5, resume=False)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -152,7 +152,7 @@ def new_model(which: str, profile: ImageProfile, seed=0, imagenet=False):
             return networks.ImageClassifier(networks.SmallCNN(profile.width))
         if which == "lite0":
             return networks.ImageClassifier(networks.Lite0Encoder())
-        encoder = networks.densenet169_encoder(pretrained=imagenet)
+        encoder = networks.DenseNet169Encoder(pretrained=imagenet)
         return networks.ImageClassifier(encoder)
 
 

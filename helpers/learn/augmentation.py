@@ -54,16 +54,15 @@ def augment(
         numbers = 2 * torch.rand(n_scans, generator=generator) - 1
         return (strength * largest * numbers[own]).to(volumes.device)
 
-    flipped = (draw(1.0) > 0) & flip
-    angle, enlarge = draw(math.radians(degrees)), 1 + draw(scale)
+    mirror = torch.where((draw(1.0) > 0) & flip, -1.0, 1.0)
+    angle, side = draw(math.radians(degrees)), 1 / (1 + draw(scale))
     across, along = draw(2 * shift), draw(2 * shift)
     moved, stretch = draw(slice_shift), 1 + draw(slice_stretch)
     gains, offsets, gammas = 1 + draw(gain), draw(offset), 1 + draw(gamma)
     deviations = draw(noise)
 
-    volumes = torch.where(flipped.view(-1, 1, 1, 1), volumes.flip(-1), volumes)
     volumes = move_slices(volumes, moved, stretch)
-    volumes = move_plane(volumes, angle, enlarge, across, along)
+    volumes = move_plane(volumes, mirror * side, side, across, along, angle)
     volumes = volumes.clamp(0, 1).pow(gammas.view(-1, 1, 1, 1))
     volumes = volumes * gains.view(-1, 1, 1, 1) + offsets.view(-1, 1, 1, 1)
     if noise > 0:
@@ -107,26 +106,28 @@ def normal_noise(
 
 
 def move_plane(
-    volumes: torch.Tensor,
-    angle: torch.Tensor,
-    enlarge: torch.Tensor,
+    images: torch.Tensor,
+    width: torch.Tensor,
+    height: torch.Tensor,
     across: torch.Tensor,
     along: torch.Tensor,
+    angle: torch.Tensor,
 ) -> torch.Tensor:
-    """Rotate, scale and shift every slice of a scan alike, about the middle of the plane.
+    """Fill each image with a box of itself; outside the image is 0, between pixels bilinear.
 
-    volumes: (B, D, H, W). angle: (B,) radians, positive turns columns towards rows. enlarge:
-    (B,) factor. across, along: (B,) shifts of columns and rows, in half widths and half heights.
+    images: (B, C, H, W), all C alike: the slices of a scan, or one grey image. All others (B,).
+    width, height: of the box, as shares of the image's; a negative width mirrors left and right.
+    across, along: of the box's middle from the image's, in half widths and half heights. angle:
+    radians by which the box is turned, positive from the columns towards the rows.
     """
-    n_rows, n_columns = volumes.shape[-2:]
-    cosine, sine = torch.cos(angle) / enlarge, torch.sin(angle) / enlarge
-    # grid_sample asks where each output pixel comes from, in half widths and half heights.
-    ratio = n_rows / n_columns
-    from_columns = torch.stack([cosine, sine * ratio, -across], dim=1)
-    from_rows = torch.stack([-sine / ratio, cosine, -along], dim=1)
-    inverse = torch.stack([from_columns, from_rows], dim=1)
-    grid = functional.affine_grid(inverse, list(volumes.shape), align_corners=False)
-    return functional.grid_sample(volumes, grid.to(volumes.dtype), align_corners=False)
+    ratio = images.shape[-2] / images.shape[-1]
+    cosine, sine = torch.cos(angle), torch.sin(angle)
+    # affine_grid asks where each output pixel comes from, in half widths and half heights
+    from_columns = torch.stack([width * cosine, -height * sine * ratio, across], dim=1)
+    from_rows = torch.stack([width * sine / ratio, height * cosine, along], dim=1)
+    places = torch.stack([from_columns, from_rows], dim=1)
+    grid = functional.affine_grid(places, list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid.to(images.dtype), align_corners=False)
 
 
 def move_slices(volumes: torch.Tensor, moved: torch.Tensor, stretch: torch.Tensor) -> torch.Tensor:
@@ -184,10 +185,10 @@ class Recipe:
         area, stretch = draw(*self.scale), draw(-1, 1) * math.log(self.ratio)
         height = (area * torch.exp(stretch)).sqrt().clamp(max=1)
         width = (area * torch.exp(-stretch)).sqrt().clamp(max=1)
-        top, left = draw(0, 1) * (1 - height), draw(0, 1) * (1 - width)
+        along, across = draw(-1, 1) * (1 - height), draw(-1, 1) * (1 - width)
         angle = math.radians(self.degrees) * draw(-1, 1)
-        mirror = (draw(0, 1) < 0.5) & self.flip
-        images = crop(images, top, left, height, width, angle, mirror)
+        mirror = torch.where((draw(0, 1) < 0.5) & self.flip, -1.0, 1.0)
+        images = move_plane(images, mirror * width, height, across, along, angle)
         if self.blur:
             sigma = self.blur * draw(0.05, 1)
             blurred = blur(images, sigma, self.blur)
@@ -211,31 +212,6 @@ PUBLISHED = Recipe(scale=(0.5, 1.0), ratio=4 / 3)
 CONTRAST = Recipe(
     scale=(0.2, 1.0), ratio=4 / 3, contrast=0.4, brightness=0.4, gamma=1.5, blur=2.0, noise=0.04
 )
-
-
-def crop(
-    images: torch.Tensor,
-    top: torch.Tensor,
-    left: torch.Tensor,
-    height: torch.Tensor,
-    width: torch.Tensor,
-    angle: torch.Tensor,
-    mirror: torch.Tensor,
-) -> torch.Tensor:
-    """Enlarge a box of each image to the whole image, turned by `angle` (radians, (B,)).
-
-    images: (B, C, H, W). top, left, height, width: (B,), as fractions of H and W. mirror: (B,)
-    bool, left-right. Bilinear; what lies outside is black.
-    """
-    rows, columns = images.shape[-2:]
-    cosine, sine, ratio = torch.cos(angle), torch.sin(angle), rows / columns
-    sign = torch.where(mirror, -1.0, 1.0)
-    # affine_grid asks where each output pixel comes from, in half widths and half heights
-    from_columns = [sign * width * cosine, -height * sine * ratio, 2 * left + width - 1]
-    from_rows = [sign * width * sine / ratio, height * cosine, 2 * top + height - 1]
-    where = torch.stack([torch.stack(from_columns, 1), torch.stack(from_rows, 1)], 1)
-    grid = functional.affine_grid(where, list(images.shape), align_corners=False)
-    return functional.grid_sample(images, grid.to(images.dtype), align_corners=False)
 
 
 def blur(images: torch.Tensor, sigma: torch.Tensor, largest: float) -> torch.Tensor:

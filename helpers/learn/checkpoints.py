@@ -20,9 +20,10 @@ class CheckpointError(ValueError):
 
 
 def fingerprint(*arrays: np.ndarray) -> str:
-    """Eight hexadecimal digits that change with the contents of the arrays."""
+    """Eight hexadecimal digits that change with the contents and the shapes of the arrays."""
     checksum = 0
     for array in arrays:
+        checksum = zlib.crc32(repr(array.shape).encode(), checksum)
         checksum = zlib.crc32(np.ascontiguousarray(array).tobytes(), checksum)
     return f"{checksum:08x}"
 
@@ -54,19 +55,15 @@ def write_history(folder: Path, history: list[dict]) -> None:
 def start_run(folder: Path, settings: dict, parts: dict, resume: bool) -> list[dict]:
     """Bring the parts to where last.pt left them and return its history; else start anew.
 
-    ValueError when last.pt was made with other settings; resume=False removes the old files.
+    ValueError when last.pt was made with other settings. resume=False starts anew in any case:
+    what is there is replaced when the first epoch is through.
     """
     path = folder / "last.pt"
-    if not resume:
-        for name in ("last.pt", "best.pt", "history.csv"):
-            (folder / name).unlink(missing_ok=True)
-    if not path.exists():
+    if not resume or not path.exists():
         return []
     state = read_checkpoint(path)
-    # schedule is not named in files from when there was one only
-    made_with = {"schedule": "cosine"} | state["settings"]
     for name, now in settings.items():
-        before = made_with.get(name)
+        before = state["settings"].get(name)
         if before != now:
             raise ValueError(
                 f"{path}: made with {name}={before}, now {name}={now}; use the old value, "

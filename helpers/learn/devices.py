@@ -171,9 +171,14 @@ def free_memory() -> int | None:
     except ImportError:
         return None
     limits = [psutil.virtual_memory().available]
-    used, allowed = (Path("/sys/fs/cgroup", f"memory.{name}") for name in ("current", "max"))
+    used, allowed, kinds = (
+        Path("/sys/fs/cgroup", f"memory.{name}") for name in ("current", "max", "stat")
+    )
     if allowed.exists() and allowed.read_text().strip().isdigit():  # a container
-        limits.append(int(allowed.read_text()) - int(used.read_text()))
+        # files read before count as used, until somebody else needs the room
+        pages = dict(line.split() for line in kinds.read_text().splitlines())
+        cached = sum(int(pages.get(kind, 0)) for kind in ("inactive_file", "active_file"))
+        limits.append(int(allowed.read_text()) - int(used.read_text()) + cached)
     try:
         import resource
     except ImportError:  # Windows

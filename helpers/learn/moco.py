@@ -6,7 +6,6 @@ He et al. 2020, arXiv 1911.05722 (MoCo); Chen et al. 2020, arXiv 2003.04297 (v2)
 from __future__ import annotations
 
 import copy
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +15,16 @@ from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 
 from helpers.learn.augmentation import CONTRAST
-from helpers.learn.checkpoints import fingerprint, save_run, start_run
+from helpers.learn.checkpoints import fingerprint
 from helpers.learn.devices import Scans, autocast, pick_device, pick_precision, seeded
+from helpers.learn.prediction import infer
 from helpers.learn.training import (
+    begin_run,
     check_loss,
     follow_gradient,
-    parameter_groups,
+    run_epochs,
     set_learning_rate,
 )
-from helpers.storage.progress import progress
 
 
 class MoCo(nn.Module):
@@ -119,7 +119,7 @@ def pretrain(
     queue = max(1, min(queue // batch_size, n_batches // 2)) * batch_size
     settings = {
         "start": fingerprint(*(w.detach().cpu().numpy() for w in encoder.state_dict().values())),
-        "data": fingerprint(np.array(images.shape), images[:: max(1, len(images) // 64)]),
+        "data": fingerprint(images),
         "epochs": epochs,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
@@ -137,42 +137,30 @@ def pretrain(
     precision = pick_precision(used, precision)
     with seeded(used, seed):
         model = MoCo(encoder, queue=queue, momentum=momentum).to(used)
-    parts = {
-        "model": model,
-        "optimizer": torch.optim.AdamW(parameter_groups(model, weight_decay)),
-        "scaler": torch.amp.GradScaler("cuda", enabled=precision == "fp16"),
-    }
-    history = start_run(folder, settings, parts, resume=True)
+    parts, history = begin_run(model, folder, settings, precision)
     scans = Scans(images, used, keep=True)
-    stop = min(epochs, len(history) + (max_epochs_this_call or epochs))
-    with progress(total=epochs, initial=len(history), desc="epochs") as bar:
-        while len(history) < stop:
-            started, epoch = time.perf_counter(), len(history)
-            total = 0.0
-            model.train()
-            with seeded(used, seed, epoch) as generator:
-                order = torch.randperm(len(images), generator=generator).numpy()
-                for k in range(n_batches):
-                    set_learning_rate(
-                        parts["optimizer"], settings, epoch * n_batches + k, epochs * n_batches
-                    )
-                    batch = scans.take(order[k * batch_size : (k + 1) * batch_size])
-                    one, other = recipe(batch, generator), recipe(batch, generator)
-                    with autocast(used, precision):
-                        logits = model(one, other)
-                    loss = cross_entropy(logits, torch.zeros_like(logits[:, 0], dtype=torch.long))
-                    check_loss(loss.item(), epoch, settings)
-                    follow_gradient(parts, loss, clip)
-                    total += loss.item()
+
+    def one_epoch(epoch: int) -> dict[str, float]:
+        losses = []
+        model.train()
+        with seeded(used, seed, epoch) as generator:
+            order = torch.randperm(len(images), generator=generator).numpy()
+            for k in range(n_batches):
+                rate = set_learning_rate(parts, settings, epoch * n_batches + k, epochs * n_batches)
+                batch = scans.take(order[k * batch_size : (k + 1) * batch_size])
+                one, other = recipe(batch, generator), recipe(batch, generator)
                 with autocast(used, precision):
-                    top1 = top1_accuracy(model.encoder_q, one, other)
-            row = {"epoch": epoch + 1, "train_loss": total / n_batches, "top1_accuracy": top1}
-            row["learning_rate"] = parts["optimizer"].param_groups[0]["lr"]
-            history.append(row | {"seconds": time.perf_counter() - started})
-            save_run(folder, settings, parts, history)
-            bar.update()
-            bar.set_postfix(loss=row["train_loss"], top1=top1)
-    return pd.DataFrame(history)
+                    logits = model(one, other)
+                loss = cross_entropy(logits, torch.zeros_like(logits[:, 0], dtype=torch.long))
+                losses.append(loss.item())
+                check_loss(losses[-1], epoch, settings)
+                follow_gradient(parts, loss, clip)
+            with autocast(used, precision):
+                top1 = top1_accuracy(model.encoder_q, one, other)
+        loss = sum(losses) / n_batches
+        return {"train_loss": loss, "top1_accuracy": top1, "learning_rate": rate}
+
+    return run_epochs(parts, history, folder, settings, one_epoch, max_epochs_this_call)
 
 
 def top1_accuracy(network: nn.Module, one: torch.Tensor, other: torch.Tensor) -> float:
@@ -200,13 +188,9 @@ def features(
 ) -> np.ndarray:
     """What the encoder makes of uint8 images (N, 1, H, W): float32 (N, F), rows of length 1."""
     used = pick_device(device)
-    scans, found = Scans(images, used), []
-    encoder.to(used).eval()
-    with torch.inference_mode(), autocast(used, pick_precision(used, precision)):
-        for first in range(0, len(images), batch_size):
-            rows = np.arange(first, min(first + batch_size, len(images)))
-            found.append(normalize(encoder(scans.take(rows)).float(), dim=1).cpu())
-    return torch.cat(found).numpy()
+    precision, rows = pick_precision(used, precision), np.arange(len(images))
+    (found,) = infer(encoder.to(used), Scans(images, used), rows, batch_size, precision)
+    return normalize(found, dim=1).numpy()
 
 
 def nearest(train_features: np.ndarray, features: np.ndarray, n: int = 5) -> np.ndarray:

