@@ -185,7 +185,7 @@ def test_finished_twin_is_kept_and_a_broken_one_made_whole(twin, monkeypatch):
     root = twin[0]
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     content = {path: path.read_bytes() for path in before if path.is_file()}
-    size = covidct_twin.SIZES["tiny"]
+    size = (30, 36)
 
     def refuse(*args):
         raise AssertionError("made again")

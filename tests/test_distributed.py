@@ -199,6 +199,26 @@ def test_the_command_runs_without_torchrun(tmp_path, capsys, monkeypatch):
     assert said.count("\n") == 1 and "no folder with studies/" in said
 
 
+@pytest.mark.parametrize("told", [{}, {"RANK": "0"}, {"RANK": "0", "LOCAL_RANK": "0"}])
+def test_another_launcher_that_leaves_something_out_is_told_in_one_line(monkeypatch, capsys, told):
+    for name in ranks.TOLD:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"WORLD_SIZE": "2", **told}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        command_line(["--profile", "tiny"])
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "start them with torchrun" in said
+    assert "LOCAL_WORLD_SIZE" in said and (" LOCAL_RANK," in said) == ("LOCAL_RANK" not in told)
+
+
+@pytest.mark.parametrize("size", ["", "1", "none"])
+def test_an_empty_world_size_is_one_process(monkeypatch, size):
+    monkeypatch.setenv("WORLD_SIZE", size)
+    with ranks.process_group():
+        assert ranks.n_processes() == 1
+
+
 def test_shares_follow_each_other_and_differ_by_one_at_most(monkeypatch):
     monkeypatch.setattr(ranks, "n_processes", lambda: 3)
     for n in (3, 4, 5, 17):

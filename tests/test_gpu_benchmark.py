@@ -54,7 +54,7 @@ def test_the_records_hold_what_they_should(whole):
     assert same["resumed, largest difference of a weight"] == 0
     assert same["gloo, one rank, gradient error"] < 1e-6
     # every scan of the cohort is predicted once a way
-    n_scans = sum(sources.PROFILES["tiny"].phantom_counts.values())
+    n_scans = sum(sources.PROFILES["tiny"].counts.values())
     for way in ("frozen", "scratch", "finetuned"):
         assert rows(parts, way) == list(range(n_scans))
     assert {(r["network"], r["start"]) for r in parts["scores"]} == {

@@ -10,10 +10,12 @@ import torch
 from scipy import ndimage
 from torchvision.transforms import functional as transforms
 
-from helpers.learn.augmentation import CONTRAST, PUBLISHED, Recipe, blur, move_plane
+from helpers.learn.augmentation import CONTRAST, PUBLISHED, ImageAugmentation, blur, move_plane
 
 NOTHING = {"flip": False}
-TURNED = Recipe(scale=(0.6, 1.0), ratio=1.2, degrees=15, contrast=0.3, gamma=1.5, noise=0.04)
+TURNED = ImageAugmentation(
+    scale=(0.6, 1.0), ratio=1.2, degrees=15, contrast=0.3, gamma=1.5, noise=0.04
+)
 RECIPES = pytest.mark.parametrize(
     "recipe", [PUBLISHED, TURNED, CONTRAST], ids=["published", "turned", "contrast"]
 )
@@ -145,7 +147,7 @@ def test_shape_type_range_and_the_given_images_are_kept(recipe, n):
 
 
 def test_strong_changes_stay_between_black_and_white():
-    strong = Recipe(contrast=3, brightness=1, gamma=4, noise=1, blur=3, degrees=90)
+    strong = ImageAugmentation(contrast=3, brightness=1, gamma=4, noise=1, blur=3, degrees=90)
     found = strong(random_images(32), seeded())
     assert found.min() == 0 and found.max() == 1
     assert torch.isfinite(found).all()
@@ -153,7 +155,7 @@ def test_strong_changes_stay_between_black_and_white():
 
 def test_a_recipe_with_nothing_on_changes_nothing():
     images = random_images()
-    found = Recipe(**NOTHING)(images, seeded())
+    found = ImageAugmentation(**NOTHING)(images, seeded())
     torch.testing.assert_close(found, images, atol=1e-5, rtol=0)
     assert found.data_ptr() != images.data_ptr()
 
@@ -189,7 +191,7 @@ def test_the_other_images_of_a_batch_do_not_matter(recipe):
 
 def test_about_half_are_mirrored_and_the_rest_are_kept():
     images = random_images(100, 8, 12)
-    for recipe, low, high in [(Recipe(), 35, 65), (Recipe(flip=False), 0, 0)]:
+    for recipe, low, high in [(ImageAugmentation(), 35, 65), (ImageAugmentation(flip=False), 0, 0)]:
         found = recipe(images, seeded())
         mirrored = (found - images.flip(-1)).abs().amax(dim=(1, 2, 3)) < 1e-5
         kept = (found - images).abs().amax(dim=(1, 2, 3)) < 1e-5
@@ -199,7 +201,7 @@ def test_about_half_are_mirrored_and_the_rest_are_kept():
 
 def test_crops_keep_the_share_and_shape_that_were_asked_for():
     images = slope_images(400)
-    across, down = slopes(Recipe(scale=(0.2, 0.5), ratio=4 / 3, **NOTHING)(images, seeded()))
+    across, down = slopes(ImageAugmentation((0.2, 0.5), 4 / 3, **NOTHING)(images, seeded()))
     width, height = across / 0.3, down / 0.4
     area, stretch = width * height, height / width
     # drawn evenly, so the whole range comes, and half of it lies below its middle
@@ -208,13 +210,13 @@ def test_crops_keep_the_share_and_shape_that_were_asked_for():
     assert 3 / 4 - 1e-2 < stretch.min() < 0.77 and 1.3 < stretch.max() < 4 / 3 + 1e-2
     assert np.log(stretch).mean() == pytest.approx(0, abs=0.03)
 
-    across, down = slopes(Recipe(scale=(0.9, 1.0), ratio=2.0, **NOTHING)(images, seeded()))
+    across, down = slopes(ImageAugmentation((0.9, 1.0), 2.0, **NOTHING)(images, seeded()))
     assert across.max() < 0.3 + 1e-3 and down.max() < 0.4 + 1e-3
 
 
 def test_crops_lie_anywhere_in_the_image_and_not_outside():
     images = slope_images(400)
-    found = Recipe(scale=(0.25, 0.25), **NOTHING)(images, seeded())
+    found = ImageAugmentation(scale=(0.25, 0.25), **NOTHING)(images, seeded())
     # half of each side is left: the middle of the crop lies between 1/4 and 3/4 of both
     middles = found[:, 0, 23:25, 23:25].mean(dim=(1, 2))
     lowest, highest = 0.2 + 0.7 / 4, 0.2 + 0.7 * 3 / 4
@@ -224,7 +226,7 @@ def test_crops_lie_anywhere_in_the_image_and_not_outside():
 
 
 def test_turns_go_both_ways_up_to_the_degrees_asked_for():
-    across, down = slopes(Recipe(degrees=15, **NOTHING)(slope_images(200), seeded()))
+    across, down = slopes(ImageAugmentation(degrees=15, **NOTHING)(slope_images(200), seeded()))
     np.testing.assert_allclose(np.hypot(across, down), 0.5, atol=1e-3)
     turned = np.degrees(np.arctan2(down, across) - np.arctan2(0.4, 0.3))
     assert -15.1 < turned.min() < -14 and 14 < turned.max() < 15.1
@@ -236,7 +238,7 @@ def test_turns_go_both_ways_up_to_the_degrees_asked_for():
     [("brightness", 0.2, 0.3, 0.7), ("gamma", 1.5, 0.5**1.5, 0.5 ** (1 / 1.5))],
 )
 def test_brightness_and_gamma_stay_in_their_range(name, size, low, high):
-    found = Recipe(**NOTHING, **{name: size})(torch.full((60, 1, 8, 12), 0.5), seeded())
+    found = ImageAugmentation(**NOTHING, **{name: size})(torch.full((60, 1, 8, 12), 0.5), seeded())
     values = found[:, 0, 4, 6]
     torch.testing.assert_close(found, values.view(-1, 1, 1, 1).expand_as(found))
     assert low - 1e-4 <= values.min() < low + 0.1 * (high - low)
@@ -246,7 +248,7 @@ def test_brightness_and_gamma_stay_in_their_range(name, size, low, high):
 def test_contrast_multiplies_the_distance_from_the_images_own_mean():
     images = 0.4 + 0.2 * random_images(60)
     images += torch.linspace(-0.1, 0.1, 60).view(-1, 1, 1, 1)
-    found = Recipe(contrast=0.4, **NOTHING)(images, seeded())
+    found = ImageAugmentation(contrast=0.4, **NOTHING)(images, seeded())
     middle = images.mean(dim=(2, 3), keepdim=True)
     factor = found.std(dim=(2, 3), keepdim=True) / images.std(dim=(2, 3), keepdim=True)
     torch.testing.assert_close(found, middle + factor * (images - middle), atol=1e-5, rtol=0)
@@ -256,7 +258,7 @@ def test_contrast_multiplies_the_distance_from_the_images_own_mean():
 def test_half_of_the_images_are_blurred_up_to_the_size_asked_for():
     images = torch.zeros(100, 1, 25, 25)
     images[:, :, 12, 12] = 1
-    found = Recipe(blur=2.0, **NOTHING)(images, seeded())
+    found = ImageAugmentation(blur=2.0, **NOTHING)(images, seeded())
     torch.testing.assert_close(found.sum(dim=(1, 2, 3)), torch.ones(100))
     # a Gaussian's variance is spread from the middle; cut at two deviations it loses some
     distance = (torch.arange(25) - 12.0) ** 2
@@ -268,7 +270,9 @@ def test_half_of_the_images_are_blurred_up_to_the_size_asked_for():
 
 
 def test_noise_has_the_size_asked_for():
-    found = Recipe(noise=0.05, **NOTHING)(torch.full((40, 1, 40, 60), 0.5), seeded()) - 0.5
+    found = (
+        ImageAugmentation(noise=0.05, **NOTHING)(torch.full((40, 1, 40, 60), 0.5), seeded()) - 0.5
+    )
     deviations = found.std(dim=(1, 2, 3))
     assert 0.045 < deviations.max() < 0.052 and deviations.min() < 0.01
     assert abs(found.mean()) < 1e-3
@@ -277,5 +281,5 @@ def test_noise_has_the_size_asked_for():
 
 
 def test_a_recipes_name_tells_its_settings():
-    assert repr(Recipe(noise=0.1)) != repr(Recipe(noise=0.2))
-    assert repr(Recipe(noise=0.1)) == repr(Recipe(noise=0.1))
+    assert repr(ImageAugmentation(noise=0.1)) != repr(ImageAugmentation(noise=0.2))
+    assert repr(ImageAugmentation(noise=0.1)) == repr(ImageAugmentation(noise=0.1))

@@ -13,7 +13,7 @@ from torch.nn import functional
 from torchvision.models import DenseNet169_Weights, densenet169
 from torchvision.transforms.functional import normalize
 
-from helpers.learn.augmentation import Recipe
+from helpers.learn.augmentation import ImageAugmentation
 from helpers.learn.networks import (
     DenseNet169Encoder,
     ImageClassifier,
@@ -233,7 +233,8 @@ def test_the_training_loop_of_3d_scans_trains_a_classifier_of_images(tmp_path):
     model = ImageClassifier(SmallCNN(width=8))
     history = fit(
         model, images, labels, np.arange(24), np.arange(24, 40), tmp_path,
-        epochs=8, batch_size=4, learning_rate=1e-2, device="cpu", augment=Recipe(noise=0.02),
+        epochs=8, batch_size=4, learning_rate=1e-2, device="cpu",
+        augment=ImageAugmentation(noise=0.02),
     )  # fmt: skip
     assert history.validation_loss.min() < 0.2 < 0.6 < history.train_loss[0]
     probabilities, attention = predict(model, images, np.arange(24, 40), device="cpu")

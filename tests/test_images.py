@@ -140,7 +140,7 @@ def test_a_folder_without_slices_is_refused(tmp_path):
 
 
 def test_recipes():
-    published, ours = images.published_recipe(), images.course_recipe()
+    published, ours = images.RECIPES["published"], images.RECIPES["course"]
     assert published["augment"] is PUBLISHED is ours["augment"]
     assert (published["learning_rate"], published["batch_size"]) == (1e-4, 10)
     assert published["weight_decay"] == 0 and published["clip"] == math.inf

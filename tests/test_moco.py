@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from helpers.learn import moco
-from helpers.learn.augmentation import Recipe
+from helpers.learn.augmentation import ImageAugmentation
 from helpers.learn.checkpoints import CheckpointError
 from helpers.learn.moco import MoCo, features, nearest, pretrain
 from helpers.learn.networks import SmallCNN
@@ -138,7 +138,7 @@ def test_gradients_hold_although_the_queue_moves_on():
         torch.testing.assert_close(parameter.grad, gradient)
 
 
-class Shades(Recipe):
+class Shades(ImageAugmentation):
     """An easy task: only the brightness differs between two views."""
 
     def __init__(self, **options) -> None:
@@ -156,7 +156,7 @@ def encoder(seed: int = 0, dropout: float = 0.3) -> Pixels:
 
 
 def run(folder, network=None, images=None, **options) -> pd.DataFrame:
-    options = {"epochs": 4, "batch_size": 8, "recipe": Shades(), "device": "cpu"} | options
+    options = {"epochs": 4, "batch_size": 8, "augment": Shades(), "device": "cpu"} | options
     images = pictures() if images is None else images
     return pretrain(network or encoder(), images, folder, **options)
 
@@ -174,7 +174,7 @@ def same(one, other) -> bool:
     return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
-def top1_accuracy(network: nn.Module, images: np.ndarray, recipe: Recipe) -> float:
+def top1_accuracy(network: nn.Module, images: np.ndarray, recipe: ImageAugmentation) -> float:
     """How often, among all images, an image's second view is the most similar to its first."""
     generator = torch.Generator().manual_seed(99)
     plain = torch.from_numpy(images) / 255
@@ -192,7 +192,7 @@ def test_pretraining_learns_which_views_belong_together(tmp_path):
     network = SmallCNN(width=8)
     before = top1_accuracy(network, images, recipe)
     history = pretrain(
-        network, images, tmp_path, epochs=60, batch_size=8, recipe=recipe, device="cpu", seed=2
+        network, images, tmp_path, epochs=60, batch_size=8, augment=recipe, device="cpu", seed=2
     )
     assert history.top1_accuracy.iloc[-5:].mean() > 0.9
     assert history.train_loss.iloc[-1] < 0.7 * math.log(33)
@@ -252,7 +252,7 @@ def test_every_epoch_takes_each_image_at_most_once_in_a_new_order(tmp_path):
 
     images = pictures(42)
     images[:, 0, 0, 0] = np.arange(42)
-    run(tmp_path, images=images, epochs=2, recipe=Spy())
+    run(tmp_path, images=images, epochs=2, augment=Spy())
     assert taken[::2] == taken[1::2], "both views are made of the same images"
     first, second = (sum(taken[k : k + 10 : 2], []) for k in (0, 10))
     for order in (first, second):
@@ -337,8 +337,8 @@ def test_changed_settings_are_refused_by_name(tmp_path):
         with pytest.raises(ValueError, match=rf"made with {name}=.*now {name}={value}") as caught:
             run(tmp_path, **({"epochs": 1} | {name: value}))
         assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match=r"made with recipe=.*noise=0.0.*now recipe=.*noise=0.1"):
-        run(tmp_path, epochs=1, recipe=Shades(noise=0.1))
+    with pytest.raises(ValueError, match=r"made with augment=.*noise=0.0.*now augment=.*noise=0.1"):
+        run(tmp_path, epochs=1, augment=Shades(noise=0.1))
     brighter = pictures()
     brighter[0, 0, 0, 0] += 1
     for images in (brighter, pictures(41)):

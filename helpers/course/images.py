@@ -13,36 +13,39 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from PIL import Image
 
 from helpers.course import sources
 from helpers.covidct import audit, covid_ct
+from helpers.learn import networks, prediction, training
+from helpers.learn.augmentation import PUBLISHED
+from helpers.learn.checkpoints import fingerprint
 from helpers.scores import metrics
 from helpers.storage.files import write_whole
 
-
-@dataclass(frozen=True)
-class ImageProfile:
-    """The sizes of one way to take the notebooks; `tiny` is for tests of the machinery alone.
-
-    size: pixels a side. width: of the small CNN. epochs: of fine-tuning it and DenseNet169 and of
-    pre-training. n_seeds: of the small CNN and of DenseNet169. imagenet: try to get the weights.
-    """
-
-    size: int
-    width: int
-    epochs: tuple[int, int, int]
-    n_seeds: tuple[int, int]
-    imagenet: bool
-
-
-PROFILES = {
-    "tiny": ImageProfile(32, 8, (2, 1, 2), (1, 1), False),
-    "quick": ImageProfile(64, 16, (30, 3, 30), (3, 1), False),
-    "full": ImageProfile(224, 32, (60, 20, 100), (3, 3), True),
-}
 NETWORKS = {"small": "small CNN", "densenet169": "DenseNet169", "lite0": "EfficientNet-Lite0"}
 SPLITS = {"official": "part", "clean": "clean_part"}
+COURSE = {"learning_rate": 1e-3, "weight_decay": 0.05, "batch_size": 32}
+COURSE |= {"augment": PUBLISHED, "keep": "last"}
+# Options of `training.fit`. "published": He et al. 2020, medRxiv 2020.04.13.20063941; AdamW without
+# weight decay is Adam. "course": the same crops and flips with larger batches, a warm-up and a
+# cosine. "fine-tuning": few epochs at a small learning rate, since the weights are good already.
+RECIPES = {
+    "published": {
+        "learning_rate": 1e-4,
+        "weight_decay": 0.0,
+        "batch_size": 10,
+        "augment": PUBLISHED,
+        "warmup": 0.0,
+        "schedule": "constant",
+        "clip": math.inf,
+        "class_weighting": False,
+        "keep": "best",
+    },
+    "course": COURSE,
+    "fine-tuning": COURSE | {"learning_rate": 2e-4, "epochs": 12, "patience": 12},
+}
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class ImageData:
     table: pd.DataFrame
     images: np.ndarray
     caption: str
-    profile: ImageProfile
+    profile: sources.ImageProfile
     run_name: str
 
     @property
@@ -82,15 +85,13 @@ class ImageData:
 def prepare(images="phantom", profile="quick", data_dir="data", seed=0, size=0) -> ImageData:
     """Decode a collection once, letterboxed and grey, with its official and its cleaned split.
 
-    images: "phantom", "covid-ct" or a folder, see `sources.get_images`. profile: a key of PROFILES.
-    size: pixels a side, 0 for the profile's. What was decoded is kept below `data_dir`, under a
-    name that changes with the collection; nothing is written into a folder of yours. ValueError
-    for an unknown profile or a size below 32, CovidCTError for a collection that is not as it
-    should be.
+    images: "phantom", "covid-ct" or a folder, see `sources.get_images`. profile: a key of
+    `sources.PROFILES`. size: pixels a side, 0 for the profile's. What was decoded is kept below
+    `data_dir`, under a name that changes with the collection; nothing is written into a folder of
+    yours. ValueError for an unknown profile or a size below 32, CovidCTError for a collection that
+    is not as it should be.
     """
-    if profile not in PROFILES:
-        raise ValueError(f'PROFILE is "{profile}"; choose one of {", ".join(PROFILES)}')
-    sizes = PROFILES[profile]
+    sizes = sources.find_profile(profile).images
     size = size or sizes.size
     if size < 32:
         raise ValueError(f"SIZE is {size}; the networks need 32 pixels a side at least")
@@ -135,16 +136,12 @@ def read_slices(folder, size: int) -> np.ndarray:
     return np.stack(slices)
 
 
-def new_model(which: str, profile: ImageProfile, seed=0, imagenet=False):
+def new_model(which: str, profile: sources.ImageProfile, seed=0, imagenet=False):
     """A classifier of grey images, seeded and untrained: a key of NETWORKS.
 
     imagenet: begin DenseNet169 with ImageNet weights, where a hub answers; Lite0 always has them,
     the small CNN never. ValueError for another name, WeightsError without Lite0's weights.
     """
-    import torch
-
-    from helpers.learn import networks
-
     _check_name("network", which, NETWORKS)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -154,37 +151,6 @@ def new_model(which: str, profile: ImageProfile, seed=0, imagenet=False):
             return networks.ImageClassifier(networks.Lite0Encoder())
         encoder = networks.DenseNet169Encoder(pretrained=imagenet)
         return networks.ImageClassifier(encoder)
-
-
-def published_recipe() -> dict:
-    """Options of `training.fit` as published: Adam with 1e-4, batches of 10, random crops, flips.
-
-    He et al. 2020, medRxiv 2020.04.13.20063941. AdamW without weight decay is Adam.
-    """
-    from helpers.learn.augmentation import PUBLISHED
-
-    options = {"learning_rate": 1e-4, "weight_decay": 0.0, "batch_size": 10, "augment": PUBLISHED}
-    options |= {"warmup": 0.0, "schedule": "constant", "clip": math.inf, "class_weighting": False}
-    return options
-
-
-def course_recipe() -> dict:
-    """The same crops and flips with AdamW, larger batches, a warm-up and a cosine."""
-    from helpers.learn.augmentation import PUBLISHED
-
-    return {"learning_rate": 1e-3, "weight_decay": 0.05, "batch_size": 32, "augment": PUBLISHED}
-
-
-def fine_tuning_recipe() -> dict:
-    """Few epochs at a small learning rate: the weights are good already."""
-    return course_recipe() | {"learning_rate": 2e-4, "epochs": 12, "patience": 12}
-
-
-RECIPES = {
-    "published": published_recipe,
-    "course": course_recipe,
-    "fine-tuning": fine_tuning_recipe,
-}
 
 
 def train(
@@ -210,9 +176,6 @@ def train(
     DenseNet169's cannot be had the run begins at random, and is named so. options: passed on to
     `training.fit`. An unfinished run is resumed.
     """
-    from helpers.learn import training
-    from helpers.learn.checkpoints import fingerprint
-
     _check_name("recipe", recipe, RECIPES)
     _check_name("split", split, SPLITS)
     if which == "lite0" and encoder_weights is None:
@@ -226,17 +189,14 @@ def train(
         start = f"{start}-{fingerprint(*values)}"
     run_dir = Path(runs_dir) / f"{which}-{start}-{recipe}-{split}-{data.run_name}-seed{seed}"
     epochs = data.profile.epochs[which == "densenet169"]
-    options = {"epochs": epochs, "patience": epochs} | RECIPES[recipe]() | options
+    options = {"epochs": epochs, "patience": epochs} | RECIPES[recipe] | options
     parts = data.rows("train", split), data.rows("validation", split)
-    options["keep"] = "best" if recipe == "published" else "last"
     history = training.fit(model, data.images, data.labels, *parts, run_dir, seed=seed, **options)
     return model, history
 
 
 def probabilities(data: ImageData, model) -> np.ndarray:
     """Probability of COVID of every image, (N,): the mean over the image and its mirror image."""
-    from helpers.learn import prediction
-
     rows = np.arange(len(data.images))
     mirrored = np.ascontiguousarray(data.images[..., ::-1])
     both = [prediction.predict(model, images, rows, 64)[0] for images in (data.images, mirrored)]

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from helpers.course.sources import PROFILES, Keeper, Profile, bring_studies, restore
+from helpers.course.sources import Keeper, Profile, bring_studies, find_profile, restore
 from helpers.ct import cohort
 from helpers.ct.cache import preprocess_cohort
 from helpers.storage.files import write_whole
@@ -63,14 +63,12 @@ def prepare(
 ) -> CourseData:
     """Everything up to training: studies, labels, cache and split; done once, then reused.
 
-    profile: "quick" or "full" (PROFILES). task: a key of cohort.TASKS. on_error: "skip" leaves
+    profile: a key of `sources.PROFILES`. task: a key of cohort.TASKS. on_error: "skip" leaves
     studies out that cannot be used, and lists them in `skipped`. mirror: as in `get_studies`; the
     work folder is kept there with cache and split, and `train` keeps its runs there.
     """
-    if profile not in PROFILES:
-        raise ValueError(f'PROFILE is "{profile}"; choose one of {", ".join(PROFILES)}')
+    sizes = find_profile(profile)
     root, work, caption = bring_studies(dataset, profile, data_dir, mirror)
-    sizes = PROFILES[profile]
     table = cohort.label_studies(cohort.find_studies(root), task)
     cache = preprocess_cohort(table, root, work / "cache", sizes.size, on_error=on_error)
     geometry = cache.index.drop(columns=["category", "file"])

@@ -12,23 +12,61 @@ from helpers.ct import cohort
 
 
 @dataclass(frozen=True)
-class Profile:
-    """The sizes of one way to take the course; `tiny` is for tests of the machinery alone."""
+class ImageProfile:
+    """The sizes for 2-D images.
 
+    counts: images of the phantom, COVID and others. size: pixels a side. width: of the small CNN.
+    epochs: of fine-tuning it and DenseNet169 and of pre-training. n_seeds: of the small CNN and of
+    DenseNet169. imagenet: try to get the weights.
+    """
+
+    counts: tuple[int, int]
+    size: int
+    width: int
+    epochs: tuple[int, int, int]
+    n_seeds: tuple[int, int]
+    imagenet: bool
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The sizes of one way to take the course; `tiny` is for tests of the machinery alone.
+
+    counts, matrix: studies of each category in the phantom cohort, and their pixels a side. size:
+    (D, H, W) that the networks see. opponent: the 3-D CNN. images: what holds for 2-D images.
+    """
+
+    counts: dict[str, int]
+    matrix: int
     size: tuple[int, int, int]
     batch_size: int
     epochs: int
     opponent_width: int
     opponent_epochs: int
-    phantom_counts: dict[str, int]
-    phantom_matrix: int
+    images: ImageProfile
 
 
 PROFILES = {
-    "tiny": Profile((16, 48, 48), 4, 2, 4, 1, {"CT-0": 8, "CT-2": 6, "CT-3": 2}, 64),
-    "quick": Profile((32, 96, 96), 4, 12, 8, 4, {"CT-0": 60, "CT-2": 44, "CT-3": 16}, 192),
-    "full": Profile((64, 256, 256), 4, 40, 64, 40, {"CT-0": 100, "CT-2": 74, "CT-3": 26}, 512),
+    "tiny": Profile(
+        *({"CT-0": 8, "CT-2": 6, "CT-3": 2}, 64, (16, 48, 48), 4, 2, 4, 1),
+        ImageProfile((30, 36), 32, 8, (2, 1, 2), (1, 1), imagenet=False),
+    ),
+    "quick": Profile(
+        *({"CT-0": 60, "CT-2": 44, "CT-3": 16}, 192, (32, 96, 96), 4, 12, 8, 4),
+        ImageProfile((120, 140), 64, 16, (30, 3, 30), (3, 1), imagenet=False),
+    ),
+    "full": Profile(
+        *({"CT-0": 100, "CT-2": 74, "CT-3": 26}, 512, (64, 256, 256), 4, 40, 64, 40),
+        ImageProfile((349, 397), 224, 32, (60, 20, 100), (3, 3), imagenet=True),
+    ),
 }
+
+
+def find_profile(name) -> Profile:
+    """The profile of this name; ValueError for an unknown one."""
+    if name not in PROFILES:
+        raise ValueError(f'PROFILE is "{name}"; choose one of {", ".join(PROFILES)}')
+    return PROFILES[name]
 
 
 def get_studies(
@@ -55,10 +93,9 @@ def bring_studies(dataset, profile, data_dir, mirror):
     if dataset == "phantom":
         from helpers.phantom import simulate
 
-        root = Path(data_dir) / f"phantom-{profile}"
-        sizes = PROFILES[profile]
+        root, sizes = Path(data_dir) / f"phantom-{profile}", find_profile(profile)
         restore(root, mirror)
-        simulate.make_cohort(root, sizes.phantom_counts, sizes.phantom_matrix)
+        simulate.make_cohort(root, sizes.counts, sizes.matrix)
         return root, root, "Synthetic phantom, not a patient."
     if dataset == "mosmed":
         from helpers.ct import mosmed
@@ -107,15 +144,14 @@ def get_images(dataset="phantom", data_dir="data", profile="quick") -> tuple[Pat
     """Make sure that the images are there; returns their folder and a caption for every figure.
 
     dataset: "phantom" (a synthetic twin, made here), "covid-ct" (downloaded) or a folder in
-    COVID-CT's layout. profile: size of the phantom, a key of covidct_twin.SIZES.
+    COVID-CT's layout. profile: size of the phantom, a key of PROFILES.
     """
     if dataset == "phantom":
         from helpers.phantom import covidct_twin
 
-        root, sizes = Path(data_dir) / f"covid-ct-phantom-{profile}", covidct_twin.SIZES
-        if profile not in sizes:
-            raise ValueError(f'PROFILE is "{profile}"; choose one of {", ".join(sizes)}')
-        return covidct_twin.make_twin(root, *sizes[profile]), covidct_twin.CAPTION
+        counts = find_profile(profile).images.counts
+        root = Path(data_dir) / f"covid-ct-phantom-{profile}"
+        return covidct_twin.make_twin(root, *counts), covidct_twin.CAPTION
     if dataset == "covid-ct":
         return covid_ct.download(Path(data_dir) / "covid-ct"), f"COVID-CT: {covid_ct.CREDIT}."
     root = Path(dataset).expanduser()

@@ -148,7 +148,7 @@ def move_slices(volumes: torch.Tensor, moved: torch.Tensor, stretch: torch.Tenso
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ImageAugmentation:
     """How far images may be changed; call it with a batch and a generator.
 
     scale: the share of the area that a crop keeps, drawn evenly between the two; the crop fills
@@ -207,9 +207,9 @@ class Recipe:
 
 
 # He et al. 2020 (medRxiv 2020.04.13.20063941): random resized crop with scale 0.5 to 1, and flip
-PUBLISHED = Recipe(scale=(0.5, 1.0), ratio=4 / 3)
+PUBLISHED = ImageAugmentation(scale=(0.5, 1.0), ratio=4 / 3)
 # MoCo v2 (Chen et al. 2020, arXiv 2003.04297) without its colours
-CONTRAST = Recipe(
+CONTRAST = ImageAugmentation(
     scale=(0.2, 1.0), ratio=4 / 3, contrast=0.4, brightness=0.4, gamma=1.5, blur=2.0, noise=0.04
 )
 

@@ -28,15 +28,15 @@ def fingerprint(*arrays: np.ndarray) -> str:
     return f"{checksum:08x}"
 
 
-def save_run(folder: Path, settings: dict, parts: dict, history: list[dict]) -> None:
+def save_run(folder: Path, settings: dict, components: dict, history: list[dict]) -> None:
     """Write best.pt where the last epoch is the best one, then last.pt and history.csv.
 
     Where nothing is validated there is no best.pt: the lowest training loss says little, least of
-    all MoCo's, which is lowest before its queue is full. parts: model, optimizer and scaler. A run
-    that stops between the files does the last epoch again, because last.pt comes after best.pt.
+    all MoCo's, which is lowest before its queue is full. components: model, optimizer and scaler.
+    A run that stops between the files does the last epoch again: last.pt comes after best.pt.
     """
     losses = judged_losses(history)
-    state = {name: part.state_dict() for name, part in parts.items()}
+    state = {name: part.state_dict() for name, part in components.items()}
     state |= {"epoch": len(history), "history": history, "best": min(losses), "settings": settings}
     # into memory first: on a full disk torch.save fails in words of its own
     torch.save(state, packed := io.BytesIO())
@@ -52,8 +52,8 @@ def write_history(folder: Path, history: list[dict]) -> None:
     write_whole(folder / "history.csv", lambda file: table.to_csv(file, index=False))
 
 
-def start_run(folder: Path, settings: dict, parts: dict, resume: bool) -> list[dict]:
-    """Bring the parts to where last.pt left them and return its history; else start anew.
+def start_run(folder: Path, settings: dict, components: dict, resume: bool) -> list[dict]:
+    """Bring the components to where last.pt left them and return its history; else start anew.
 
     ValueError when last.pt was made with other settings. resume=False starts anew in any case:
     what is there is replaced when the first epoch is through.
@@ -69,8 +69,8 @@ def start_run(folder: Path, settings: dict, parts: dict, resume: bool) -> list[d
                 f"{path}: made with {name}={before}, now {name}={now}; use the old value, "
                 "another run_dir, or resume=False to start again"
             )
-    load_weights(parts["model"], state, path)
-    _load_optimizer(parts, state, path)
+    load_weights(components["model"], state, path)
+    _load_optimizer(components, state, path)
     table = folder / "history.csv"
     if not table.exists() or len(pd.read_csv(table)) != len(state["history"]):
         write_history(folder, state["history"])  # the run stopped just before it did
@@ -133,13 +133,13 @@ def _is_ours(state) -> bool:
     return is_history and all(isinstance(w, torch.Tensor) for w in state["model"].values())
 
 
-def _load_optimizer(parts: dict, state: dict, path: Path) -> None:
+def _load_optimizer(components: dict, state: dict, path: Path) -> None:
     """Bring optimizer and scaler back; CheckpointError if they are of another network."""
-    optimizer, fits = parts["optimizer"], True
+    optimizer, fits = components["optimizer"], True
     try:
         optimizer.load_state_dict(state["optimizer"])
         if state["scaler"]:
-            parts["scaler"].load_state_dict(state["scaler"])
+            components["scaler"].load_state_dict(state["scaler"])
         for weight, moments in optimizer.state.items():
             fits &= all(m.shape in ((), weight.shape) for m in moments.values())
     except Exception:  # what torch raises for a state that does not fit has no common kind

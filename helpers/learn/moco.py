@@ -6,6 +6,7 @@ He et al. 2020, arXiv 1911.05722 (MoCo); Chen et al. 2020, arXiv 2003.04297 (v2)
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +93,7 @@ def pretrain(
     learning_rate: float = 1e-3,
     weight_decay: float = 1e-2,
     warmup: float = 0.1,
-    recipe=CONTRAST,
+    augment: Callable = CONTRAST,
     queue: int = 512,
     momentum: float = 0.99,
     clip: float = 1.0,
@@ -127,7 +128,7 @@ def pretrain(
         "warmup": warmup,
         "schedule": "cosine",
         "clip": clip,
-        "recipe": repr(recipe),
+        "augment": repr(augment),
         "queue": queue,
         "momentum": momentum,
         "precision": precision,
@@ -137,30 +138,30 @@ def pretrain(
     precision = pick_precision(used, precision)
     with seeded(used, seed):
         model = MoCo(encoder, queue=queue, momentum=momentum).to(used)
-    parts, history = begin_run(model, folder, settings, precision)
+    components, history = begin_run(model, folder, settings, precision)
     scans = Scans(images, used, keep=True)
 
     def one_epoch(epoch: int) -> dict[str, float]:
-        losses = []
+        losses, done = [], epoch * n_batches
         model.train()
         with seeded(used, seed, epoch) as generator:
             order = torch.randperm(len(images), generator=generator).numpy()
             for k in range(n_batches):
-                rate = set_learning_rate(parts, settings, epoch * n_batches + k, epochs * n_batches)
+                rate = set_learning_rate(components, settings, done + k, epochs * n_batches)
                 batch = scans.take(order[k * batch_size : (k + 1) * batch_size])
-                one, other = recipe(batch, generator), recipe(batch, generator)
+                one, other = augment(batch, generator), augment(batch, generator)
                 with autocast(used, precision):
                     logits = model(one, other)
                 loss = cross_entropy(logits, torch.zeros_like(logits[:, 0], dtype=torch.long))
                 losses.append(loss.item())
                 check_loss(losses[-1], epoch, settings)
-                follow_gradient(parts, loss, clip)
+                follow_gradient(components, loss, clip)
             with autocast(used, precision):
                 top1 = top1_accuracy(model.encoder_q, one, other)
         loss = sum(losses) / n_batches
         return {"train_loss": loss, "top1_accuracy": top1, "learning_rate": rate}
 
-    return run_epochs(parts, history, folder, settings, one_epoch, max_epochs_this_call)
+    return run_epochs(components, history, folder, settings, one_epoch, max_epochs_this_call)
 
 
 def top1_accuracy(network: nn.Module, one: torch.Tensor, other: torch.Tensor) -> float:

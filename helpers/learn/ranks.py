@@ -25,6 +25,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 # One process makes or downloads the cohort while the others wait.
 PATIENCE = timedelta(hours=2)
+# what torchrun tells each process, beside WORLD_SIZE
+TOLD = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
+TOLD += ("MASTER_ADDR", "MASTER_PORT")
 
 
 def n_processes() -> int:
@@ -49,11 +52,17 @@ def process_group() -> Iterator[None]:
     """Join the processes that torchrun started, and leave them at the end.
 
     NCCL and the GPU cuda:LOCAL_RANK where this machine has a GPU for each of its processes, else
-    gloo and the CPU. Does nothing where torchrun has started one process, or none.
+    gloo and the CPU. Does nothing where torchrun has started one process, or none. ValueError where
+    another launcher has started several and left out what torchrun tells them.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    n = os.environ.get("WORLD_SIZE") or "1"
+    if not n.isdecimal() or int(n) < 2:
         yield
         return
+    if missing := [name for name in TOLD if not os.environ.get(name)]:
+        raise ValueError(
+            f"{n} processes, but {', '.join(missing)} not set: start them with torchrun"
+        )
     local = int(os.environ["LOCAL_RANK"])
     store, own, size = next(rendezvous("env://", timeout=PATIENCE))
     if os.environ["GROUP_WORLD_SIZE"] == "1":

@@ -141,7 +141,7 @@ def fit(
     ranks.check_shards(len(train_rows), len(validation_rows), batch_size)
     folder, used = Path(run_dir), pick_device(device)
     precision = pick_precision(used, precision)
-    parts, history = begin_run(model.to(used), folder, settings, precision, resume)
+    components, history = begin_run(model.to(used), folder, settings, precision, resume)
     if not is_finished(history, settings):
         check_memory(model, batch_size, volumes.shape[1:], used, precision)
     scans = Scans(volumes, used, keep=True)
@@ -151,7 +151,7 @@ def fit(
 
     def one_epoch(epoch: int) -> dict[str, float]:
         row = train_one_epoch(
-            *(network, parts, scans, targets, train_rows, weight, precision, settings),
+            *(network, components, scans, targets, train_rows, weight, precision, settings),
             *(epoch, augment),
         )
         logits, _ = infer(model, scans, own_rows, batch_size, precision)
@@ -161,7 +161,7 @@ def fit(
 
     with ranks.parallel(model) as network:
         table = run_epochs(
-            parts, history, folder, settings, one_epoch, max_epochs_this_call, on_epoch
+            components, history, folder, settings, one_epoch, max_epochs_this_call, on_epoch
         )
     with ranks.rank_0_first():
         load_model(model, folder / f"{keep}.pt", str(used))
@@ -172,17 +172,17 @@ def begin_run(
     model: nn.Module, folder: Path, settings: dict, precision: str, resume: bool = True
 ) -> tuple[dict, list[dict]]:
     """Model, AdamW and scaler, brought to where the run in `folder` stands, and its history."""
-    parts = {
+    components = {
         "model": model,
         "optimizer": torch.optim.AdamW(parameter_groups(model, settings["weight_decay"])),
         "scaler": torch.amp.GradScaler("cuda", enabled=precision == "fp16"),
     }
     with ranks.rank_0_first():
-        return parts, start_run(folder, settings, parts, resume)
+        return components, start_run(folder, settings, components, resume)
 
 
 def run_epochs(
-    parts: dict,
+    components: dict,
     history: list[dict],
     folder: Path,
     settings: dict,
@@ -209,7 +209,7 @@ def run_epochs(
             row["seconds"] = time.perf_counter() - started
             history.append(ranks.broadcast(row))
             if is_first:
-                save_run(folder, settings, parts, history)
+                save_run(folder, settings, components, history)
             bar.update()
             bar.set_postfix({name: row[name] for name in row if name.endswith("loss")})
             if on_epoch and is_first:
@@ -226,14 +226,13 @@ def is_finished(history: list[dict], settings: dict) -> bool:
 
 def describe(volumes: np.ndarray, labels: np.ndarray, *parts: np.ndarray) -> str:
     """A fingerprint of all scans and labels of these parts, given as rows."""
-    return fingerprint(
-        *(labels[rows] for rows in parts), *(volumes[row] for row in np.hstack(parts))
-    )
+    scans = (volumes[row] for row in np.concatenate(parts))
+    return fingerprint(*(labels[rows] for rows in parts), *scans)
 
 
 def train_one_epoch(
     network: nn.Module,
-    parts: dict,
+    components: dict,
     scans: Scans,
     targets: torch.Tensor,
     rows: np.ndarray,
@@ -257,7 +256,7 @@ def train_one_epoch(
         order = rows[torch.randperm(len(rows), generator=generator).numpy()]
         for k, first in enumerate(batches):
             chosen = order[first : first + settings["batch_size"]]
-            rate = set_learning_rate(parts, settings, epoch * len(batches) + k, n_steps)
+            rate = set_learning_rate(components, settings, epoch * len(batches) + k, n_steps)
             volumes, own = augmented_share(scans, chosen, augment, generator)
             with record_function("forward"):
                 with autocast(scans.device, precision):
@@ -266,19 +265,19 @@ def train_one_epoch(
                 loss = loss * (len(own) * ranks.n_processes() / len(chosen))
                 batch_loss = ranks.mean_over_batch(loss)
             check_loss(batch_loss, epoch, settings)
-            follow_gradient(parts, loss, settings["clip"])
+            follow_gradient(components, loss, settings["clip"])
             total += batch_loss * len(chosen)
     return {"train_loss": total / len(rows), "learning_rate": rate}
 
 
-def set_learning_rate(parts: dict, settings: dict, step: int, n_steps: int) -> float:
+def set_learning_rate(components: dict, settings: dict, step: int, n_steps: int) -> float:
     """The rate of this step, by `learning_rate_factor` or constant after the warm-up; set."""
     n_warmup = round(settings["warmup"] * n_steps)
     if settings["schedule"] == "constant":
         factor = min(1.0, (step + 1) / max(1, n_warmup))
     else:
         factor = learning_rate_factor(step, n_steps, n_warmup)
-    for group in parts["optimizer"].param_groups:
+    for group in components["optimizer"].param_groups:
         group["lr"] = factor * settings["learning_rate"]
     return factor * settings["learning_rate"]
 
@@ -292,12 +291,12 @@ def check_loss(loss: float, epoch: int, settings: dict) -> None:
         )
 
 
-def follow_gradient(parts: dict, loss: torch.Tensor, clip: float) -> None:
+def follow_gradient(components: dict, loss: torch.Tensor, clip: float) -> None:
     """The gradient of the loss, cut to the length `clip`, and a step of the optimizer.
 
     The scaler leaves the step out where a gradient in fp16 overflowed.
     """
-    model, optimizer, scaler = parts["model"], parts["optimizer"], parts["scaler"]
+    model, optimizer, scaler = components["model"], components["optimizer"], components["scaler"]
     with record_function("backward"):
         optimizer.zero_grad()
         scaler.scale(loss).backward()

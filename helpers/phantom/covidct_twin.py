@@ -24,7 +24,6 @@ from helpers.storage.processes import start_workers
 from helpers.storage.progress import progress
 
 CAPTION = "Synthetic phantom, not a patient."
-SIZES = {"tiny": (30, 36), "quick": (120, 140), "full": (349, 397)}
 # where train and validation end in the published split
 ENDS = {"COVID": (191 / 349, 251 / 349), "NonCOVID": (234 / 397, 292 / 397)}
 SHORT = {"train": "train", "validation": "val", "test": "test"}

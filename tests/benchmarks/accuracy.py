@@ -114,7 +114,7 @@ def label(name):
 def unseen_cohort(profile, data_dir, profile_name):
     """As many phantom studies as the cohort has, of other patients: table and volumes."""
     root = data_dir / f"phantom-{profile_name}-unseen"
-    simulate.make_cohort(root, profile.phantom_counts, profile.phantom_matrix, seed=UNSEEN_SEED)
+    simulate.make_cohort(root, profile.counts, profile.matrix, seed=UNSEEN_SEED)
     table = cohort.label_studies(cohort.find_studies(root))
     cache = preprocess_cohort(table, root, root / "cache", profile.size)
     table = table.merge(cache.index[["study", "row"]], on="study").sort_values("row")

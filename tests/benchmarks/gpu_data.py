@@ -88,7 +88,7 @@ def unpack(path, profile="full") -> Images:
     stacked = {
         name: np.array(squares, np.uint8).reshape(-1, 1, *size) for name, squares in sets.items()
     }
-    profile = images.PROFILES[profile]
+    profile = sources.PROFILES[profile].images
     data = images.ImageData(
         table, stacked["labelled"], about["caption"], profile, about["run_name"]
     )
@@ -124,13 +124,13 @@ def make_phantoms(folder, profile, processes):
     from helpers.storage.processes import start_workers
 
     sizes = sources.PROFILES[profile]
-    jobs = simulate._plan(sizes.phantom_counts, SEED, False)
+    jobs = simulate._plan(sizes.counts, SEED, False)
     labels = np.array([TASKS["ct0-ct23"][job["category"]] for job in jobs])
     volumes = np.lib.format.open_memmap(
         Path(folder) / "unfinished.npy", "w+", np.uint8, (len(jobs), *sizes.size)
     )
     with threadpool_limits(1), start_workers(processes) as pool:
-        arguments = (sizes.phantom_matrix, sizes.size)
+        arguments = (sizes.matrix, sizes.size)
         tasks = {pool.submit(make_phantom, job, *arguments): k for k, job in enumerate(jobs)}
         for task in as_completed(tasks):
             volumes[tasks[task]] = task.result()
