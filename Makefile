@@ -7,11 +7,14 @@ PYTHON ?= python3
 COLAB_PYTHON ?= python3.13
 RUN = .venv/bin/python
 
-.PHONY: course test check test-colab benchmark gpu lab notebooks gifs repo-url lint clean
+.PHONY: course test check processors test-colab benchmark gpu lab notebooks gifs repo-url lint clean
 .DEFAULT_GOAL := course
 
 .venv/installed: requirements.txt
-	test -x $(RUN) || $(PYTHON) -m venv .venv
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { echo \
+		"$(PYTHON) is older than Python 3.10: make PYTHON=python3.12, or another that is there"; exit 1; }
+	@$(RUN) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv || { echo \
+		"no environment: on Debian and Ubuntu, apt install python3-venv, then make again"; exit 1; }
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
@@ -82,6 +85,14 @@ QUICK = rooms contract models lite0 features augmentation image_augmentation eva
 
 check: .venv/installed-dev lint
 	$(RUN) -m pytest -q $(wildcard $(QUICK:%=tests/test_%.py))
+
+# The numeric tests as other processors compute them, on one thread and on two (half an hour)
+NUMERIC = models image_models lite0 features augmentation image_augmentation training moco distributed
+processors: .venv/installed-dev
+	for kind in default:SSE41 avx2:AVX2 avx512:AVX512_CORE; do for threads in 1 2; do \
+		echo "$$kind, $$threads threads"; \
+		ATEN_CPU_CAPABILITY=$${kind%:*} ONEDNN_MAX_CPU_ISA=$${kind#*:} OMP_NUM_THREADS=$$threads \
+			$(RUN) -m pytest -q $(NUMERIC:%=tests/test_%.py) || exit 1; done; done
 
 lint: .venv/installed-dev
 	$(RUN) -m ruff check .

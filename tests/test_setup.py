@@ -1,0 +1,95 @@
+"""The first steps on a strange machine: the setup cell and the Makefile."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from notebook_tools import FILES, cells
+
+from helpers.course.runner import ROOT
+
+SETUP = cells(FILES[0], "code")[0].source
+NAME = "ct-bilstm-course"
+
+
+def after_setup(folder, code="from helpers.course import checks; print(checks.__file__)", path=""):
+    """Run the setup cell and then the code, in a folder, as a notebook's kernel would."""
+    program = f"import sys; sys.path.insert(0, '')\n{SETUP}\n{code}"
+    places = {**os.environ, "PYTHONPATH": str(path), "PATH": str(folder / "bin")}
+    return subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, env=places, capture_output=True, text=True
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with a `git` that copies the course instead of cloning it."""
+    (tmp_path / "bin").mkdir()
+    git = tmp_path / "bin/git"
+    copy = "import shutil, sys; shutil.copytree({!r}, sys.argv[-1] + '/helpers')"
+    git.write_text(f"#!{sys.executable}\n" + copy.format(str(ROOT / "helpers")) + "\n")
+    git.chmod(0o755)
+    return tmp_path
+
+
+def test_another_helpers_beside_the_notebook_is_not_taken(folder):
+    (folder / "helpers.py").write_text("raise SystemExit('not this one')")
+    done = after_setup(folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(folder / NAME / "helpers/course/checks.py")
+
+
+def test_what_was_fetched_once_is_taken_again(folder):
+    after_setup(folder)
+    (folder / "bin/git").unlink()
+    assert after_setup(folder).stdout.strip() == str(folder / NAME / "helpers/course/checks.py")
+
+
+def test_an_unfinished_copy_is_named(folder):
+    (folder / NAME).mkdir()
+    done = after_setup(folder)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("delete it and run this cell again")
+    assert NAME in done.stderr.splitlines()[-1]
+
+
+def test_installed_helpers_are_taken_and_the_folder_stays(folder):
+    code = "import os; from helpers.course import checks; print(checks.__file__, os.getcwd())"
+    done = after_setup(folder, code, path=ROOT)
+    assert done.stdout.split() == [str(ROOT / "helpers/course/checks.py"), str(folder)]
+    assert not (folder / NAME).exists()
+
+
+def make(folder, *arguments):
+    return subprocess.run(
+        ["make", *arguments], cwd=folder, capture_output=True, text=True, timeout=300
+    )
+
+
+needs_make = pytest.mark.skipif(not shutil.which("make"), reason="no make")
+
+
+@needs_make
+def test_make_mends_an_environment_without_pip(tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "requirements.txt").write_text("pip\n")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", ".venv"], cwd=tmp_path)
+    done = make(tmp_path, f"PYTHON={sys.executable}", ".venv/installed")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / ".venv/installed").exists()
+
+
+@needs_make
+def test_make_says_that_python_is_too_old(tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "requirements.txt").touch()
+    old = tmp_path / "python3.9"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    done = make(tmp_path, f"PYTHON={old}", "course")
+    assert "older than Python 3.10" in done.stdout
+    assert not (tmp_path / ".venv").exists()
