@@ -2,5 +2,5 @@
 
 import sys
 
-if sys.version_info < (3, 10):
+if sys.version_info < (3, 10):  # noqa: UP036
     raise ImportError(f"the course needs Python 3.10 or newer, this is {sys.version.split()[0]}")

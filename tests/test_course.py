@@ -1,12 +1,14 @@
 """What every notebook begins and ends with."""
 
 import json
+import shutil
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 
-from helpers.course import runs
+from helpers.course import runs, sources
 from helpers.ct.cohort import CohortError
 from helpers.scores.metrics import Interval
 
@@ -82,3 +84,33 @@ def test_results_are_plain_json(tmp_path):
     assert read["array"] == [0, 1] and read["number"] == 0.5 and read["table"] == [{"a": 1}]
     assert read["interval"] == [0.8, 0.6, 0.9] and read["summary"]["AUC"] == "0.80 [0.60, 0.90]"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "home").mkdir()
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    data = runs.prepare("phantom", "tiny", "~/data")
+    runs.save_results("01_x", {}, "~/runs")
+    sources.get_images("phantom", "~/data", "tiny")
+    assert data.root == tmp_path / "home/data/phantom-tiny"
+    mine = runs.prepare("~/data/phantom-tiny", "tiny", "~/mine")
+    np.testing.assert_array_equal(mine.volumes, data.volumes)
+    assert sorted(path.name for path in (tmp_path / "home").iterdir()) == ["data", "mine", "runs"]
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+def test_a_study_that_was_replaced_is_not_taken_for_the_one_trained_on(made, tmp_path):
+    shutil.copytree(made[1].root, tmp_path / "mine", ignore=shutil.ignore_patterns("cache"))
+    data = runs.prepare(str(tmp_path / "mine"), "tiny", tmp_path / "data")
+    runs.train(data, "cnn3d", runs_dir=tmp_path / "runs", epochs=1)
+    path = data.root / data.table[data.table.part == "train"].file.iloc[0]
+    image = nib.load(path)
+    upside_down = np.asarray(image.dataobj)[..., ::-1].copy()
+    nib.save(nib.Nifti1Image(upside_down, image.affine, image.header), path)
+    changed = runs.prepare(str(tmp_path / "mine"), "tiny", tmp_path / "data")
+    assert not np.array_equal(changed.volumes, data.volumes)
+    with pytest.raises(ValueError, match="made with data=.*start again") as refused:
+        runs.predictions(changed, "cnn3d", runs_dir=tmp_path / "runs")
+    assert "\n" not in str(refused.value)

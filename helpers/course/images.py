@@ -99,7 +99,7 @@ def prepare(images="phantom", profile="quick", data_dir="data", seed=0, size=0) 
     table = covid_ct.read_collection(root)
     content = table[["image", "label", "part", "n_bytes"]].to_csv(index=False)
     key = hashlib.sha1(content.encode(), usedforsecurity=False).hexdigest()[:8]
-    work = Path(data_dir) / f"images-{root.resolve().name}-{key}"
+    work = Path(data_dir).expanduser() / f"images-{root.resolve().name}-{key}"
     pixels, split = work / f"{size}x{size}.npy", work / f"clean-split-seed{seed}.csv"
     if not (pixels.exists() and split.exists()):
         decoded = covid_ct.read_images(root, table)
@@ -187,7 +187,9 @@ def train(
         model.encoder.load_state_dict(encoder_weights)
         values = [value.detach().cpu().numpy() for value in encoder_weights.values()]
         start = f"{start}-{fingerprint(*values)}"
-    run_dir = Path(runs_dir) / f"{which}-{start}-{recipe}-{split}-{data.run_name}-seed{seed}"
+    run_dir = (
+        Path(runs_dir).expanduser() / f"{which}-{start}-{recipe}-{split}-{data.run_name}-seed{seed}"
+    )
     epochs = data.profile.epochs[which == "densenet169"]
     options = {"epochs": epochs, "patience": epochs} | RECIPES[recipe] | options
     parts = data.rows("train", split), data.rows("validation", split)

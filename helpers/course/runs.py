@@ -107,7 +107,7 @@ def train(data: CourseData, which="bilstm", seed=0, runs_dir="runs", dropout=0.3
     from helpers.learn import training
 
     model = new_model(which, data.profile, seed, dropout)
-    run_dir = Path(runs_dir) / f"{which}-{data.run_name}"
+    run_dir = Path(runs_dir).expanduser() / f"{which}-{data.run_name}"
     epochs = data.profile.epochs if which == "bilstm" else data.profile.opponent_epochs
     if data.mirror:
         restore(run_dir, data.mirror)
@@ -143,7 +143,7 @@ def predictions(data: CourseData, which="bilstm", seed=0, runs_dir="runs") -> pd
     model, _ = train(data, which, seed, runs_dir)
     probability, _ = prediction.predict(model, data.volumes, data.table.row.to_numpy())
     table = data.table.assign(probability=probability)
-    path = Path(runs_dir) / f"{which}-{data.run_name}" / "predictions.csv"
+    path = Path(runs_dir).expanduser() / f"{which}-{data.run_name}" / "predictions.csv"
     kept = table[["study", "label", "part", "probability"]]
     write_whole(path, lambda file: kept.to_csv(file, index=False))
     return table
@@ -155,7 +155,7 @@ def save_results(notebook, results, runs_dir="runs") -> Path:
     results: plain values, arrays, or intervals; its entry "summary" (text by name) is what the
     table at the end of `make course` shows.
     """
-    path = Path(runs_dir) / notebook / "results.json"
+    path = Path(runs_dir).expanduser() / notebook / "results.json"
     text = json.dumps(results, indent=2, default=_plain) + "\n"
     return write_whole(path, lambda file: file.write(text.encode()))
 

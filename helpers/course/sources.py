@@ -93,14 +93,14 @@ def bring_studies(dataset, profile, data_dir, mirror):
     if dataset == "phantom":
         from helpers.phantom import simulate
 
-        root, sizes = Path(data_dir) / f"phantom-{profile}", find_profile(profile)
+        root, sizes = Path(data_dir).expanduser() / f"phantom-{profile}", find_profile(profile)
         restore(root, mirror)
         simulate.make_cohort(root, sizes.counts, sizes.matrix)
         return root, root, "Synthetic phantom, not a patient."
     if dataset == "mosmed":
         from helpers.ct import mosmed
 
-        root = Path(data_dir) / "mosmed"
+        root = Path(data_dir).expanduser() / "mosmed"
         restore(root, mirror)
         mosmed.download(root)
         return root, root, "MosMedData (Morozov et al. 2020), CC BY-NC-ND 3.0."
@@ -110,7 +110,7 @@ def bring_studies(dataset, profile, data_dir, mirror):
             f'{dataset}: no folder with studies/ in it; DATASET is "phantom", "mosmed" or one'
         )
     digest = hashlib.sha1(str(root.resolve()).encode(), usedforsecurity=False).hexdigest()[:8]
-    work = Path(data_dir) / f"{root.resolve().name}-{digest}"
+    work = Path(data_dir).expanduser() / f"{root.resolve().name}-{digest}"
     restore(work, mirror)
     return root, work, f"Studies of {root.name}."
 
@@ -150,10 +150,12 @@ def get_images(dataset="phantom", data_dir="data", profile="quick") -> tuple[Pat
         from helpers.phantom import covidct_twin
 
         counts = find_profile(profile).images.counts
-        root = Path(data_dir) / f"covid-ct-phantom-{profile}"
+        root = Path(data_dir).expanduser() / f"covid-ct-phantom-{profile}"
         return covidct_twin.make_twin(root, *counts), covidct_twin.CAPTION
     if dataset == "covid-ct":
-        return covid_ct.download(Path(data_dir) / "covid-ct"), f"COVID-CT: {covid_ct.CREDIT}."
+        return covid_ct.download(
+            Path(data_dir).expanduser() / "covid-ct"
+        ), f"COVID-CT: {covid_ct.CREDIT}."
     root = Path(dataset).expanduser()
     if not (root / "Data-split").is_dir():
         text = f'{dataset}: no folder with Data-split/; give "phantom", "covid-ct" or a data set'
