@@ -9,6 +9,8 @@ import pytest
 
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each of the processes side by side
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
 FAULTS = pytest.StashKey[dict]()
@@ -24,7 +26,15 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """Count the cases of each line of the table, before any test is deselected."""
+    """Count the cases of each line of the table, before any test is deselected.
+
+    For `pytest -n`: a file's tests go to one process, and those that share the quick course to the
+    first one, since the course takes longest.
+    """
+    for item in items:
+        needs_course = "quick_course" in item.fixturenames
+        item.add_marker(pytest.mark.xdist_group("course" if needs_course else item.path.name))
+    items.sort(key=lambda item: "quick_course" not in item.fixturenames)
     counted = config.stash.setdefault(FAULTS, {"files": set(), "lines": {}})
     for item in items:
         counted["files"].add(item.path.name)
