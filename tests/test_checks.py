@@ -78,8 +78,9 @@ SCORES = np.array([0.0, 1.0, -1.0, 2.0])
         ("black_rows", (0,), "stretched"),
         ("black_rows", (100,), "400"),
         ("f1_of_covid", (0.8545,), "of the others"),
-        ("f1_of_covid", (80 / 97,), "sensitivity"),
-        ("f1_of_covid", (171 / 202,), "TP = 80"),
+        ("f1_of_covid", (81 / 98,), "sensitivity"),
+        ("f1_of_covid", (172 / 203,), "TP = 81"),
+        ("f1_of_covid", (160 / 191,), "TP = 81"),
         ("loss_of_guessing", (0.693147,), "two answers"),
         ("loss_of_guessing", (np.log(512),), "counts too"),
         ("loss_of_guessing", (1 / 513,), "logarithm"),
@@ -114,6 +115,12 @@ def test_usual_slips_get_their_hint(check, arguments, hint, capsys):
     assert getattr(checks, f"check_{check}")(*arguments) is False
     said = capsys.readouterr().out
     assert said.startswith("Not yet.") and hint in said
+
+
+@pytest.mark.parametrize("f1", [162 / 193, 0.839, 0.84])
+def test_f1_of_covid_takes_exact_and_rounded_answers(f1, capsys):
+    assert checks.check_f1_of_covid(f1) is True
+    assert ".839" in capsys.readouterr().out
 
 
 def test_lesion_hu_without_a_mask_says_so(capsys):
