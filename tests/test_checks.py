@@ -89,6 +89,7 @@ SCORES = np.array([0.0, 1.0, -1.0, 2.0])
         ("cores_of_one_client", (238.4,), "eight bits"),
         ("cores_of_one_client", (298,), "a core makes 10"),
         ("cores_of_one_client", (3,), "through the link"),
+        ("cores_of_one_client", (31,), "through the link"),
         ("loss_of_shares", (0.8,), "as much as"),
         ("loss_of_shares", (1.6,), "counts the same"),
         ("linked", (lambda k, n_a, n_b: (k + 0.5) / n_a * n_b,), "whole number"),
@@ -121,6 +122,12 @@ def test_usual_slips_get_their_hint(check, arguments, hint, capsys):
 def test_f1_of_covid_takes_exact_and_rounded_answers(f1, capsys):
     assert checks.check_f1_of_covid(f1) is True
     assert ".839" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("n_cores", [29, 29.8, 10e9 / 8 / (64 * 256 * 256) * 0.1, 30])
+def test_cores_of_one_client_takes_exact_and_rounded_answers(n_cores, capsys):
+    assert checks.check_cores_of_one_client(n_cores) is True
+    assert "30th core has to wait" in capsys.readouterr().out
 
 
 def test_lesion_hu_without_a_mask_says_so(capsys):
