@@ -201,7 +201,7 @@ def check_f1_of_covid(f1):
         (182 / 213, "That is the F1 of the others: there TP is 91."),
         (81 / 98, "That is the sensitivity: F1 counts the false alarms too."),
     ]
-    return numeric(f1, 162 / 193, hint, "The same calls: .854 became .839.", slips, 2.1e-3)
+    return numeric(f1, 162 / 193, hint, "The same calls: .854 became .839.", slips)
 
 
 def check_loss_of_guessing(loss):
@@ -235,8 +235,8 @@ def check_cores_of_one_client(n_cores):
         (8 * a_second * 0.1, "10 Gbit are 1.25 GB: eight bits are a byte."),
         (a_second, "That many fit through the link in a second; a core makes 10 in that time."),
     ]
-    praise = "29 cores never wait; the 30th would, now and then."
-    return numeric(n_cores, a_second * 0.1, hint, praise, slips, tolerance=3e-2)
+    # 29 as well as 29.8 and 30: how one rounds is not the question
+    return numeric(n_cores, a_second * 0.1, hint, "The 30th core has to wait.", slips, 3e-2)
 
 
 def numeric(found, expected, hint, praise, slips=(), tolerance=1e-5):
