@@ -220,7 +220,7 @@ class Restoring(Keeping):
 
     def __call__(self):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(downloads, "check_space", lambda *_: None)
+            patch.setattr(mirror, "check_space", lambda *_: None)
             mirror.restore(self.target, self.drive)
         assert files(self.target) == files(self.folder)
 

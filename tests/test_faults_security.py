@@ -144,12 +144,8 @@ ALLOWED = {
     "archives.py": {"open"},  # temporary_beside
     "downloads.py": {"open", "write_text"},  # the part of a download, its validator
     "files.py": {"open"},  # write_whole itself, a lock
-    "contributions.py": {
-        "open",
-        "copyfile",
-        "write_bytes",
-    },  # beside the old ones; a journal follows
-    "mirror.py": {"open", "copyfile"},  # temporary_beside
+    "contributions.py": {"open", "copytree", "write_bytes"},  # in a new folder, then renamed
+    "mirror.py": {"open"},  # temporary_beside
     "plots.py": {"savefig"},  # memory
     "runner.py": {"write_text"},  # the repository's address, by a maintainer
 }
