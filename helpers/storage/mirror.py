@@ -61,13 +61,8 @@ def keep(folder: str | os.PathLike, mirror: str | os.PathLike) -> Path | None:
                 )
             archive.parent.mkdir(exist_ok=True)
             with temporary_beside(archive) as part:
-                for _ in range(3):
-                    _pack(folder, part, manifest)
-                    again = _list(folder, manifest)
-                    if again == manifest:
-                        break
-                    manifest = again
-                else:
+                _pack(folder, part, manifest)
+                if _list(folder, manifest) != manifest:
                     reason = "changes while it is packed; try again when nothing writes to it"
                     raise MirrorError(f"{folder}: {reason}")
                 # before the tar takes its place: a crash between the two must not make it foreign
