@@ -21,18 +21,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from helpers.covidct import covid_ct
 from helpers.covidct.audit import near_duplicates
-from helpers.covidct.covid_ct import (
-    ARCHIVE,
-    METADATA,
-    SPLIT,
-    CovidCTError,
-    normalise_doi,
-    open_archive,
-    patient_id,
-    reading,
-    to_grey,
-)
 from helpers.storage.files import is_system_file, lock
 
 CLASSES = {"covid": "COVID", "noncovid": "NonCOVID"}
@@ -91,23 +81,17 @@ def check_contribution(folder, metadata, collection, images=None) -> Report:
         find(name, "no line in the metadata", "add one, or remove the file")
     if images is None:
         find("all", "not compared with the collection", "check again with its images", "warn")
-    taken, stems = {stem_of(name) for name in collection.image}, table.image.map(stem_of)
-    papers = {normalise_doi(text) for text in [*collection.paper.fillna(""), *collection.image]}
+    taken = {stem_of(name) for name in collection.image}
+    is_twice = table.image.map(stem_of).duplicated(keep=False)
+    stated = [*collection.paper.fillna(""), *collection.image]
+    papers = set(map(covid_ct.normalise_doi, stated))
     patients, greys, hashes = set(collection.patient), {}, {}
     for place, row in enumerate(table.to_dict("records")):
         name, doi, path = row["image"], row["paper"], folder / row["image"]
-        meant = normalise_doi(name)
+        meant = covid_ct.normalise_doi(name)
         on_file = [
-            (
-                not NAME.fullmatch(name),
-                "unsafe name",
-                "use letters, digits, _.%+()- and .png, .jpg",
-            ),
-            (
-                stems.duplicated(keep=False)[place],
-                "name listed twice",
-                "one line and name an image",
-            ),
+            (not NAME.fullmatch(name), "unsafe name", "use letters, digits, _.%+()-, .png or .jpg"),
+            (is_twice[place], "name listed twice", "one line and name an image"),
             (stem_of(name) in taken, "name is taken", "give the image another name"),
             (not path.is_file() or path.is_symlink(), "no such file", "add it, or remove its line"),
         ]
@@ -118,7 +102,7 @@ def check_contribution(folder, metadata, collection, images=None) -> Report:
         if meant and not doi:
             table.loc[place, "paper"] = doi = meant
             find(name, "no DOI", f"filled in from the name: {meant}", "warn")
-        known = {row["patient"], patient_id(row["patient"], row["class"], name)} & patients
+        known = {row["patient"], covid_ct.patient_id(row["patient"], row["class"], name)} & patients
         faults = [
             (row["class"] not in CLASSES.values(), "no class", 'write "COVID" or "NonCOVID"'),
             (not row["patient"], "no patient id", "give one, the same for all of a patient"),
@@ -159,7 +143,7 @@ def read_metadata(metadata):
     table = pd.DataFrame({name: empty for name in FIELDS} | cells)
     table = table[(table != "").any(axis=1)].reset_index(drop=True)
     table["class"] = [CLASSES.get(key_of(text), text) for text in table["class"]]
-    table["paper"] = [normalise_doi(text) for text in table["paper"]]
+    table["paper"] = [covid_ct.normalise_doi(text) for text in table["paper"]]
     return table
 
 
@@ -186,7 +170,7 @@ def _read_image(path, collection, find):
             written, mode, size = image.format, image.mode, image.size
             if not SHORTEST <= min(size) <= max(size) <= LONGEST:
                 raise ValueError(f"sides must have {SHORTEST} to {LONGEST} pixels")
-            grey = to_grey(image)
+            grey = covid_ct.to_grey(image)
         if np.ptp(grey) < MIN_CONTRAST:
             raise ValueError("it shows nothing")
     except Exception as error:  # what Pillow raises for damaged files has no common kind
@@ -251,7 +235,7 @@ def merge(collection_root, folder, metadata, report, only_accepted=False) -> dic
                 os.rename(root, old)
                 os.rename(new, root)
                 _remove(old)
-    except CovidCTError as error:
+    except covid_ct.CovidCTError as error:
         raise ContributionError(str(error).replace(str(new), str(root))) from None
     except OSError as error:
         raise ContributionError(f"{root}: cannot be merged into ({error}); mend it") from None
@@ -265,9 +249,8 @@ def _read_checked(folder, metadata, rows):
     now = read_metadata(metadata).drop_duplicates("image").set_index("image", drop=False)
     data = {name: (folder / name).read_bytes() for name in rows.image}
     same = (now.reindex(rows.image)[fields].to_numpy() == rows[fields].to_numpy()).all()
-    if not same or [hashlib.sha256(content).hexdigest() for content in data.values()] != [
-        *rows.sha256
-    ]:
+    hashes = [hashlib.sha256(content).hexdigest() for content in data.values()]
+    if not same or hashes != [*rows.sha256]:
         raise ContributionError("images or metadata changed after the check; check them again")
     return data
 
@@ -288,14 +271,17 @@ def _make_writable(folder):
 
 def _not_there(root, kind, rows, data):
     """The rows of one class whose images its archive does not hold; it must be whole."""
-    path, rows = root / ARCHIVE.format(kind), rows[rows["class"] == kind].to_dict("records")
+    path, rows = (
+        root / covid_ct.ARCHIVE.format(kind),
+        rows[rows["class"] == kind].to_dict("records"),
+    )
     if not rows:
         return rows
-    with open_archive(path) as (archive, members), reading(path):
+    with covid_ct.open_archive(path) as (archive, members), covid_ct.reading(path):
         for row in rows:
             name = row["image"]
             if name in members and archive.read(members[name]) != data[name]:
-                raise CovidCTError(f"{path}: holds another {name}; rename the new one")
+                raise covid_ct.CovidCTError(f"{path}: holds another {name}; rename the new one")
         if bad := archive.testzip():
             raise ValueError(f"{bad} is damaged")
     return [row for row in rows if row["image"] not in members]
@@ -305,17 +291,17 @@ def _add(root, kind, rows, data):
     """Add images, metadata and names of one class to a copy of the data set."""
     if not rows:
         return
-    path = root / ARCHIVE.format(kind)
+    path = root / covid_ct.ARCHIVE.format(kind)
     with zipfile.ZipFile(path, "a") as archive:
         for row in rows:
             info = zipfile.ZipInfo(f"{path.stem}/{row['image']}")
             info.external_attr = 0o644 << 16
             archive.writestr(info, data[row["image"]])
-    path = root / METADATA[kind]
-    with reading(path):
+    path = root / covid_ct.METADATA[kind]
+    with covid_ct.reading(path):
         (_add_to_sheet if path.suffix == ".xlsx" else _add_to_csv)(path, rows)
-    path = root / SPLIT.format(kind, "train")
-    with reading(path):
+    path = root / covid_ct.SPLIT.format(kind, "train")
+    with covid_ct.reading(path):
         text = path.read_bytes().decode("utf-8")
         end = "\r\n" if "\r\n" in text else "\n"
         text += end if text and not text.endswith("\n") else ""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import lzma
 import os
 import stat
-import struct
 import unicodedata
 import zipfile
 import zlib
@@ -18,8 +16,6 @@ from helpers.storage.progress import progress
 
 MAX_EXPANSION = 100
 BLOCK = 1 << 20
-DAMAGE = (RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError)
-DAMAGE += (struct.error, MemoryError)
 
 
 class ArchiveError(RuntimeError):
@@ -93,12 +89,12 @@ def unpack_zip(
                     _unpack(archive, info, target, bar)
     except DownloadError:
         raise
-    except DAMAGE as bad:
-        reason = " ".join(str(bad).split())[:200] or "is cut off"
-        raise ArchiveError(f"{path}: {reason}; delete it and get it again") from None
     except OSError as error:
         reason = f"cannot be unpacked into {folder} ({error.strerror or error})"
         raise ArchiveError(f"{path}: {reason}; see that it is whole and there is room") from None
+    except Exception as bad:  # readers of damaged archives raise nearly everything
+        reason = " ".join(str(bad).split())[:200] or "is cut off"
+        raise ArchiveError(f"{path}: {reason}; delete it and get it again") from None
     return [target for _, target in chosen]
 
 
