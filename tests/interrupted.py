@@ -32,13 +32,14 @@ TRAIN, VALIDATION, LABELS = np.arange(0, 10), np.arange(10, 16), np.arange(16) %
 def download(url, path, size):
     from helpers.storage import downloads
 
-    downloads.download(url, path, size=size, chunk=1 << 16, backoff=0.01)
+    downloads.FIRST_PAUSE = 0.01
+    downloads.download(url, path, size=size)
 
 
 def unpack(archive, folder):
-    from helpers.storage import downloads
+    from helpers.storage import archives
 
-    downloads.unpack_zip(archive, folder)
+    archives.unpack_zip(archive, folder)
 
 
 def preprocess(root, cache):

@@ -3,6 +3,7 @@
 import csv
 import os
 import shutil
+import stat
 import zipfile
 
 import numpy as np
@@ -79,6 +80,11 @@ def root(tmp_path):
     lines = [",image name,patient id", "0,old2.png,crawled_0", '1,old3.png,"crawled, 1"']
     (root / CSV).write_bytes("\r\n".join(lines).encode() + b"\r\n")
     return root
+
+
+def no_rests(root):
+    """Whether a merge left nothing beside the data set but its lock."""
+    return {path.name for path in root.parent.glob(".*")} <= {f".{root.name}.lock"}
 
 
 @pytest.fixture
@@ -201,12 +207,14 @@ def test_images_that_cannot_be_used_are_refused(offer, collection):
         "cannot identify": lambda path: path.write_text("<html>"),
         "48 to 4096": lambda path: png(path, 11, height=20, width=500),
         "shows nothing": lambda path: Image.new("L", (160, 120), 90).save(path),
-        "not 8-bit": lambda path: Image.fromarray(np.full((99, 99), 7, np.uint16)).save(path),
+        "shows nothing ": lambda path: Image.fromarray(np.full((99, 99), 7, np.uint16)).save(path),
     }
     for reason, spoil in faults.items():
         spoil(folder / "case.png")
         report = check_contribution(folder, metadata, *collection)
-        assert rules(report) == {("case.png", "image cannot be used")} and reason in str(report)
+        assert rules(report) == {("case.png", "image cannot be used")} and reason.strip() in str(
+            report
+        )
     (folder / "case.png").unlink()
     (folder / "case.png").symlink_to(folder / "control.png")
     report = check_contribution(folder, metadata, *collection)
@@ -295,7 +303,7 @@ def test_merge_adds_to_train_and_loses_nothing(root, offer, collection):
     lines = list(csv.reader((root / CSV).read_text().splitlines()))
     assert lines[0] == ["", "image name", "patient id", "DOI", "Captions"]
     assert lines[3] == ["2", "control.png", "case 9", "10.1000/2", "Normal, healthy"]
-    assert b"\r\n" in (root / CSV).read_bytes() and not (root / ".merge").exists()
+    assert b"\r\n" in (root / CSV).read_bytes() and no_rests(root)
     stored = {path: path.read_bytes() for path in root.rglob("*.*")}
     again = merge(root, folder, metadata, report)
     assert again == {"COVID": 0, "NonCOVID": 0, "there before": 3}
@@ -352,7 +360,7 @@ def test_a_damaged_copy_is_refused_and_stays_as_it_is(root, offer, collection):
     before = {path: path.read_bytes() for path in root.rglob("*.*")}
     with pytest.raises(ContributionError, match="damaged"):
         merge(root, folder, metadata, report)
-    (root / ".merge.lock").unlink(missing_ok=True)
+    assert no_rests(root)
     assert before == {path: path.read_bytes() for path in root.rglob("*.*") if path.is_file()}
 
 
@@ -370,32 +378,45 @@ def test_a_copy_that_cannot_be_read_is_refused_in_one_line(file, content, root, 
     with pytest.raises(ContributionError) as caught:
         merge(root, folder, metadata, report)
     assert "\n" not in str(caught.value) and os.path.basename(file) in str(caught.value)
-    assert not (root / ".merge").exists()
+    assert no_rests(root)
     assert others.items() <= {p: p.read_bytes() for p in root.rglob("*.*") if p.is_file()}.items()
 
 
-def test_an_unfinished_merge_does_not_go_over_a_newer_file(root, offer, collection, monkeypatch):
+def test_a_folder_made_again_before_a_merge_was_finished_is_not_replaced(
+    root, offer, collection, monkeypatch
+):
     folder, metadata = offer
     report = check_contribution(folder, metadata, *collection)
-    real, calls = os.replace, []
-
-    def replace(source, target):
-        calls.append(target)
-        if len(calls) == 3:
-            raise Crash
-        real(source, target)
-
     with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr(os, "replace", replace)
+        crash_at(patch, 2)
         merge(root, folder, metadata, report)
-    for file in root.rglob("Images-processed/*.zip"):
-        file.write_bytes(file.read_bytes() + b"changed")
-    with pytest.raises(ContributionError, match="changed since a merge began"):
+    assert not root.exists()
+    (root / "Data-split").mkdir(parents=True)
+    before = everything(root.parent)
+    with pytest.raises(ContributionError, match="cannot be merged into"):
         merge(root, folder, metadata, report)
+    assert everything(root.parent) == before
 
 
 class Crash(BaseException):
     """Nothing in the code under test may catch it."""
+
+
+STEPS = [(shutil, "copytree"), (zipfile.ZipFile, "writestr"), (openpyxl.Workbook, "save")]
+STEPS += [(os, "rename"), (shutil, "rmtree")]
+
+
+def crash_at(patch, number):
+    """Stop the renaming at the call of this number, 1 for the first."""
+    real, calls = os.rename, []
+
+    def rename(source, target):
+        calls.append(target)
+        if len(calls) == number:
+            raise Crash
+        real(source, target)
+
+    patch.setattr(os, "rename", rename)
 
 
 @MERGE()
@@ -406,43 +427,69 @@ def test_a_crash_leaves_the_copy_as_it_was_or_is_finished_later(
     folder, metadata = offer
     before = everything(root)
     report = check_contribution(folder, metadata, *collection)
-    real, calls = os.replace, []
+    calls = []
 
-    def replace(source, target):
-        if len(calls) == n_calls:
-            raise Crash
-        calls.append(str(target))
-        real(source, target)
+    def counted(real):
+        def step(*arguments, **options):
+            if len(calls) == n_calls:
+                raise Crash
+            calls.append(real.__name__)
+            return real(*arguments, **options)
 
+        return step
+
+    # the copy, three images, the workbook, two renames, and the old folder goes
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", replace)
-        if n_calls < 7:  # the journal and six files
-            with pytest.raises(Crash):
-                merge(root, folder, metadata, report)
-        else:
+        for place, name in STEPS:
+            patch.setattr(place, name, counted(getattr(place, name)))
+        with pytest.raises(Crash):
             merge(root, folder, metadata, report)
-    held = {key: value for key, value in everything(root).items() if not key[0].startswith(".")}
-    assert {key: held[key] for key in before} == before
-    if n_calls == 0:
-        assert held == before
-    # whatever a list of train names has its image
-    for kind in ("COVID", "NonCOVID"):
-        with zipfile.ZipFile(root / f"Images-processed/CT_{kind}.zip") as archive:
-            names = (root / f"Data-split/{kind}/trainCT_{kind}.txt").read_text().split()
-            assert {f"CT_{kind}/{name}" for name in names} <= set(archive.namelist())
+    assert len(calls) == n_calls
+    if n_calls <= 5:
+        assert everything(root) == before
     merge(root, folder, metadata, report)
-    assert len(everything(root)) > len(before) and not (root / ".merge").exists()
+    held = everything(root)
+    assert {key: held[key] for key in before} == before and no_rests(root)
+    names = [*metadata["File name"][:2], "old0.png", "old1.png"]
     with zipfile.ZipFile(root / ZIP) as archive:
-        assert sorted(archive.namelist()) == sorted(
-            [
-                "CT_COVID/",
-                *[
-                    f"CT_COVID/{name}"
-                    for name in (*metadata["File name"][:2], "old0.png", "old1.png")
-                ],
-            ]
-        )
+        found = sorted(archive.namelist())
+        assert found == ["CT_COVID/", *sorted(f"CT_COVID/{name}" for name in names)]
     assert (root / TRAIN).read_text().split() == ["old0.png", *metadata["File name"][:2]]
+
+
+SYSTEM = ["desktop.ini", "~$meta.xlsx", "ehthumbs.db", "Thumbs.db", "._case.png", ".DS_Store"]
+SYSTEM += ["meta.xlsx:Zone.Identifier"]
+
+
+def test_system_files_among_the_images_are_passed_over(offer, collection):
+    folder, metadata = offer
+    for name in SYSTEM:
+        (folder / name).write_bytes(b"x")
+    report = check_contribution(folder, metadata, *collection)
+    assert report.is_accepted and len(report.table) == 3
+    (folder / "more.png").write_bytes(b"x")
+    report = check_contribution(folder, metadata, *collection)
+    assert rules(report) == {("more.png", "no line in the metadata")}
+
+
+def test_a_slice_of_12_bits_is_seen_as_it_is(offer, collection):
+    folder, metadata = offer
+    Image.fromarray(picture(3).astype(np.uint16) * 16).save(folder / "case.png")
+    report = check_contribution(folder, metadata, *collection)
+    assert rules(report) == {("case.png", "copy")} and "it is old3.png" in str(report)
+
+
+def test_a_copy_of_a_read_only_data_set_is_merged_into_and_can_be_deleted(
+    root, offer, collection, monkeypatch
+):
+    folder, metadata = offer
+    report = check_contribution(folder, metadata, *collection)
+    for path in (*root.rglob("*"), root):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    (root / "link").symlink_to(folder / "case.png") if os.access(root, os.W_OK) else None
+    assert merge(root, folder, metadata, report)["COVID"] == 2
+    modes = {path.stat().st_mode & stat.S_IWUSR for path in (root, *root.rglob("*"))}
+    assert modes == {stat.S_IWUSR} and no_rests(root)
 
 
 def test_a_contribution_to_the_real_collection_loses_nothing(real_data, tmp_path):

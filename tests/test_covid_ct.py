@@ -178,6 +178,7 @@ def test_doi(text, doi):
 def test_images_in_no_split_and_other_files_are_allowed(root):
     extra = [("CT_COVID/spare.png", picture(5)), ("CT_COVID/readme.txt", b"?")]
     extra += [("__MACOSX/CT_COVID/._kjr-1.png", b"?"), ("CT_COVID/.DS_Store", b"?")]
+    extra += [("CT_COVID/Thumbs.db", b"?"), ("CT_COVID/~$kjr-1.png", b"?"), ("desktop.ini", b"?")]
     write_zip(root / COVID_ZIP, positive_members() + extra)
     table = covid_ct.read_collection(root)
     assert len(table) == 8
@@ -321,7 +322,7 @@ def test_image_cut_off(root):
 def test_member_that_claims_too_much(root, monkeypatch):
     monkeypatch.setattr(covid_ct, "MAX_BYTES", 300)
     write_zip(root / COVID_ZIP, [*positive_members(), ("CT_COVID/big.png", bytes(301))])
-    refusal(root, "CT_COVID.zip", "claims too many bytes")
+    refusal(root, "CT_COVID.zip", "is too large")
 
 
 def test_wrong_metadata(root):
@@ -387,6 +388,13 @@ def test_colour_modes():
     assert (covid_ct.to_grey(reopened(palette)) == 255 - grey).all()
     sixteen = Image.fromarray(grey.astype(np.uint16) * 257)
     assert (covid_ct.to_grey(reopened(sixteen)) == grey).all()
+    twelve = Image.fromarray(grey.astype(np.uint16) * 16)  # 12 bits
+    assert (covid_ct.to_grey(reopened(twelve)) == grey).all()
+    shifted = Image.fromarray(grey.astype(np.uint16) * 8 + 31_700)  # HU with an offset
+    assert (covid_ct.to_grey(reopened(shifted)) == grey).all()
+    assert (covid_ct.to_grey(reopened(shifted, "TIFF")) == grey).all()
+    flat = Image.fromarray(np.full((2, 2), 4095, np.uint16))
+    assert not covid_ct.to_grey(reopened(flat)).any()
     assert covid_ct.to_grey(Image.new("1", (2, 2), 1)).tolist() == [[255, 255], [255, 255]]
     cmyk = covid_ct.to_grey(reopened(plain.convert("CMYK"), "JPEG", quality=100)).astype(int)
     assert abs(cmyk - grey).max() <= 3
@@ -408,6 +416,40 @@ def test_pixels_without_a_known_range():
     for mode in ("F", "I"):
         with pytest.raises(ValueError, match=f"mode {mode} has no known range"):
             covid_ct.to_grey(Image.new(mode, (2, 2)))
+
+
+def png_of_16_bit_colours():
+    """An RGB PNG of 16 bits a colour, which Pillow can read and not write: 12 bits of grey."""
+    rows = b"".join(b"\0" + struct.pack(">12H", *[4095] * 12) for _ in range(4))
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0))]
+    chunks += [(b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+
+
+def test_colours_of_16_bits_are_refused_not_darkened():
+    image = Image.open(io.BytesIO(png_of_16_bit_colours()))
+    with pytest.raises(ValueError, match="colours of 16 bits have no known range"):
+        covid_ct.to_grey(image)
+    image.load()
+    assert image.mode == "RGB" and np.asarray(image).max() == 15, "what Pillow makes of it"
+
+
+@pytest.mark.parametrize(
+    ("written", "known"),
+    [
+        ("Patient 12", "covid-12"),
+        ("patient12", "covid-12"),
+        (" Patient  12 ", "covid-12"),
+        ("case a b", "covid-case_a_b"),
+        ("", "covid-image-x.png"),
+        ("Patient ", "covid-image-x.png"),
+    ],
+)
+def test_patient_ids(written, known):
+    assert covid_ct.patient_id(written, "COVID", "x.png") == known
 
 
 def triangle_matrix(n_in, n_out):

@@ -27,7 +27,7 @@ from helpers.ct.cache import preprocess_cohort
 from helpers.figures import gifs
 from helpers.learn import checkpoints
 from helpers.phantom import covidct_twin, simulate
-from helpers.storage import downloads, mirror
+from helpers.storage import archives, downloads, mirror
 from helpers.storage.files import write_whole
 
 pytestmark = FULL()
@@ -70,9 +70,8 @@ class Downloading:
         self.server.files["a.gz"] = self.content
 
     def __call__(self):
-        options = {"backoff": 0.01, "attempts": 2}
         self.server.faults["a.gz"] = [{"chunked": True}] * 3
-        downloads.download(f"{self.server.url}/a.gz", self.path, **options)
+        downloads.download(f"{self.server.url}/a.gz", self.path, attempts=2)
         assert self.path.read_bytes() == self.content
 
 
@@ -88,8 +87,8 @@ class Unpacking:
 
     def __call__(self):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(downloads, "check_space", lambda *_: None)
-            downloads.unpack_zip(self.archive, self.target)
+            patch.setattr(archives, "check_space", lambda *_: None)
+            archives.unpack_zip(self.archive, self.target)
         assert files(self.target) == self.members
 
 
@@ -221,7 +220,7 @@ class Restoring(Keeping):
 
     def __call__(self):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(downloads, "check_space", lambda *_: None)
+            patch.setattr(mirror, "check_space", lambda *_: None)
             mirror.restore(self.target, self.drive)
         assert files(self.target) == files(self.folder)
 

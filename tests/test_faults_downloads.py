@@ -15,13 +15,14 @@ from helpers.storage.downloads import DownloadError, download
 
 CONTENT = b"PK" + random.Random(3).randbytes(400_000)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
-QUICK = {"backoff": 0.001, "timeout": 0.5, "chunk": 1 << 14, "attempts": 3}
+QUICK = {"timeout": 0.5, "attempts": 3}
 LENGTH = len(CONTENT)
 
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
     monkeypatch.setattr(downloads, "MAX_PAUSE", 0.001)
+    monkeypatch.setattr(downloads, "BLOCK", 1 << 14)
 
 
 def head(*lines):

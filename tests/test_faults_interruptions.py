@@ -46,7 +46,7 @@ def files(folder):
     return {
         name: path.read_bytes()
         for name, path in found.items()
-        if not mirror.TEMPORARY.fullmatch(path.name)
+        if not mirror.TEMPORARY.fullmatch(path.name) and path.name != mirror.MANIFEST
     }
 
 

@@ -32,7 +32,8 @@ from helpers.ct.nifti_checks import UnreadableStudy
 from helpers.learn import checkpoints
 from helpers.phantom import covidct_twin
 from helpers.storage import mirror
-from helpers.storage.downloads import ArchiveError, DownloadError, unpack_zip
+from helpers.storage.archives import ArchiveError, unpack_zip
+from helpers.storage.downloads import DownloadError
 
 OUTSIDE = Path(tempfile.gettempdir()) / "written-outside"
 MEMORY = 256 << 20  # bytes more than are in use already

@@ -141,14 +141,11 @@ WRITERS = {"write_text", "write_bytes", "savefig", "imsave", "to_pickle", "tofil
 WRITERS |= {"open_memmap", "copyfile", "copytree"}
 # what writes a file that has no final name yet, or into memory
 ALLOWED = {
-    "downloads.py": {"open", "write_text"},  # the part of a download, its validator, a member
-    "files.py": {"open"},  # write_whole itself
-    "contributions.py": {
-        "open",
-        "copyfile",
-        "write_bytes",
-    },  # beside the old ones; a journal follows
-    "mirror.py": {"open", "copyfile"},  # temporary_beside
+    "archives.py": {"open"},  # temporary_beside
+    "downloads.py": {"open", "write_text"},  # the part of a download, its validator
+    "files.py": {"open"},  # write_whole itself, a lock
+    "contributions.py": {"open", "copytree", "write_bytes"},  # in a new folder, then renamed
+    "mirror.py": {"open"},  # temporary_beside
     "plots.py": {"savefig"},  # memory
     "runner.py": {"write_text"},  # the repository's address, by a maintainer
 }

@@ -53,8 +53,8 @@ def drive(tmp_path):
 
 
 def files(folder):
-    """Name -> contents and time of all files."""
-    found = (path for path in folder.rglob("*") if path.is_file())
+    """Name -> contents and time of all files but the note of what the folder was made from."""
+    found = (p for p in folder.rglob("*") if p.is_file() and p.name != mirror.MANIFEST)
     return {
         path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns)
         for path in found
@@ -157,19 +157,17 @@ def test_a_crash_in_the_copy_leaves_the_earlier_mirror(folder, drive, monkeypatc
     before = kept(folder)
     archive = keep(folder, drive)
     (folder / "new").write_bytes(b"new")
-    copy = shutil.copyfile
 
-    def fill_disk(source, target):
-        Path(target).write_bytes(Path(source).read_bytes()[:700])
+    def fill_disk(*arguments, **options):
         raise OSError(28, "No space left on device")
 
     def break_in(source, target):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(shutil, "copyfile", fill_disk)
+    monkeypatch.setattr(tarfile, "copyfileobj", fill_disk)
     with pytest.raises(MirrorError, match=r"cohort\.tar.*No space left.*room$"):
         keep(folder, drive)
-    monkeypatch.setattr(shutil, "copyfile", copy)
+    monkeypatch.undo()
     # the one step in which the new mirror takes the place of the old one
     monkeypatch.setattr(os, "replace", break_in)
     with pytest.raises(KeyboardInterrupt):
@@ -177,7 +175,7 @@ def test_a_crash_in_the_copy_leaves_the_earlier_mirror(folder, drive, monkeypatc
     monkeypatch.undo()
     assert list(drive.iterdir()) == [archive] and no_temporary_files(folder.parent)
     shutil.rmtree(folder)
-    monkeypatch.setattr(shutil, "copyfile", fill_disk)
+    monkeypatch.setattr(shutil, "copyfileobj", fill_disk)
     with pytest.raises(MirrorError, match="No space left"):
         restore(folder, drive)
     monkeypatch.undo()
@@ -186,6 +184,73 @@ def test_a_crash_in_the_copy_leaves_the_earlier_mirror(folder, drive, monkeypatc
     assert files(folder) == before
     (folder / "new").write_bytes(b"new")
     assert keep(folder, drive) == archive
+
+
+def write_run(folder, epochs, machine):
+    """A run of so many epochs, as one machine trained it; its weights are of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in {"last.pt": machine, "history.csv": "epoch"}.items():
+        (folder / name).write_text(f"{content} {epochs}")
+
+
+def epochs_kept(archive):
+    with tarfile.open(archive) as tar:
+        return tar.extractfile("last.pt").read().decode()
+
+
+def test_a_training_of_another_machine_is_never_replaced(tmp_path, drive):
+    a, b, c = (tmp_path / machine / "run" for machine in "abc")
+    for epochs in range(1, 7):
+        write_run(a, epochs, "a")
+        archive = keep(a, drive)
+    # a machine that ran without the mirror, and is ahead or behind
+    for epochs in (1, 2, 9):
+        write_run(b, epochs, "b")
+        assert restore(b, drive) is False
+        with pytest.raises(MirrorError, match=r"run\.tar: holds something else than .*delete") as e:
+            keep(b, drive)
+        assert "\n" not in str(e.value) and str(b) in str(e.value)
+        assert epochs_kept(archive) == "a 6"
+    # it does what the line says
+    shutil.rmtree(b)
+    assert restore(b, drive) and (b / "last.pt").read_text() == "a 6"
+    # two machines go on from the same run: the second does not undo the first
+    assert restore(c, drive)
+    write_run(b, 7, "b")
+    assert keep(b, drive) and epochs_kept(archive) == "b 7"
+    write_run(c, 7, "c")
+    with pytest.raises(MirrorError, match="holds something else"):
+        keep(c, drive)
+    write_run(b, 8, "b")
+    assert keep(b, drive) and epochs_kept(archive) == "b 8"
+    # a folder that was emptied and begun again is not the one that was restored
+    for path in b.glob("*.*"):
+        if not path.name.startswith("."):
+            path.unlink()
+    assert restore(b, drive) and (b / "last.pt").read_text() == "b 8"
+    # what holds all that the mirror has, and more, may replace it wherever it comes from
+    shutil.copytree(b, tmp_path / "d" / "run", ignore=shutil.ignore_patterns(".*"))
+    (tmp_path / "d" / "run" / "predictions.csv").write_text("more")
+    assert keep(tmp_path / "d" / "run", drive) == archive
+
+
+def test_a_crash_before_the_new_tar_takes_its_place_makes_it_no_stranger(
+    folder, drive, monkeypatch
+):
+    archive = keep(folder, drive)
+    (folder / "new").write_bytes(b"new")
+    real = os.replace
+
+    def crash(source, target):
+        if str(target) == str(archive):
+            raise KeyboardInterrupt
+        real(source, target)
+
+    for crashes in (True, False):
+        (folder / ".unpacked.json").write_text(str(crashes))
+        monkeypatch.setattr(os, "replace", crash if crashes else real)
+        with pytest.raises(KeyboardInterrupt) if crashes else nullcontext():
+            assert keep(folder, drive) == archive
 
 
 def test_what_a_killed_process_left_is_removed_after_a_day(folder, drive):
@@ -307,25 +372,27 @@ def test_a_full_disk_is_one_line(folder, drive, monkeypatch):
     assert list(drive.iterdir()) == [archive]
 
 
-def test_a_folder_that_changes_meanwhile_is_packed_again_or_refused(folder, drive, monkeypatch):
-    add, changes = mirror._add, iter(range(100))
+def test_a_folder_that_changes_while_it_is_packed_is_refused(folder, drive, monkeypatch):
+    archive = keep(folder, drive)
+    content, add = archive.read_bytes(), mirror._add
     file = folder / "cache" / "volumes-0a1b.npy"
 
     def change(tar, name, *arguments):
-        if name == mirror.MANIFEST and next(changes) in todo:
+        if name == mirror.MANIFEST:
             file.write_bytes(os.urandom(40_000))
         add(tar, name, *arguments)
 
-    monkeypatch.setattr(mirror, "_add", change)
-    todo = {0}
-    keep(folder, drive)
+    file.write_bytes(b"x")
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(MirrorError, match="changes while it is pac"),
+    ):
+        patch.setattr(mirror, "_add", change)
+        keep(folder, drive)
+    assert archive.read_bytes() == content and no_temporary_files(folder.parent, drive)
+    assert keep(folder, drive) == archive
     assert restore(folder.parent / "x" / "cohort", drive)
     assert files(folder.parent / "x" / "cohort") == kept(folder)
-    todo = set(range(100))
-    file.write_bytes(b"x")
-    with pytest.raises(MirrorError, match="changes while it is packed"):
-        keep(folder, drive)
-    assert no_temporary_files(folder.parent, drive)
 
 
 @TWO()
@@ -411,10 +478,10 @@ def test_a_lost_machine_goes_on_where_it_stopped(tmp_path, drive, monkeypatch):
     shutil.rmtree(runs_dir)
     (to / f"bilstm-{data.run_name}.tar").unlink()
 
-    def fill_drive(source, target):
+    def fill_drive(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shutil, "copyfile", fill_drive)
+    monkeypatch.setattr(tarfile, "copyfileobj", fill_drive)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         history = runs.train(again, runs_dir=runs_dir)[1]

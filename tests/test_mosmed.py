@@ -17,7 +17,8 @@ from local_server import LocalServer
 
 from helpers.ct import mosmed
 from helpers.storage import downloads
-from helpers.storage.downloads import ArchiveError, DownloadError
+from helpers.storage.archives import ArchiveError
+from helpers.storage.downloads import DownloadError
 
 STUDIES = {
     "CT-0.zip": {"CT-0": [1, 2, 100]},

@@ -9,10 +9,10 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import os
 import re
 import shutil
+import stat
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +21,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from helpers.covidct import covid_ct
 from helpers.covidct.audit import near_duplicates
-from helpers.covidct.covid_ct import normalise_doi
-from helpers.storage.downloads import lock
-from helpers.storage.files import write_whole
+from helpers.storage.files import is_system_file, lock
 
 CLASSES = {"covid": "COVID", "noncovid": "NonCOVID"}
 FIELDS = ("image", "class", "patient", "paper", "caption")
@@ -75,41 +74,35 @@ def check_contribution(folder, metadata, collection, images=None) -> Report:
     def find(file, rule, what_to_do, severity="refuse"):
         findings.append((file, severity, rule, what_to_do))
 
-    ignored = {"Thumbs.db", Path(metadata).name if isinstance(metadata, (str, Path)) else ""}
-    listed = [path.name for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-    unlisted = [name for name in listed if name not in {*table.image, *ignored}]
+    expected = {*table.image, Path(metadata).name if isinstance(metadata, (str, Path)) else ""}
+    listed = [path.name for path in sorted(folder.iterdir()) if not is_system_file(path.name)]
+    unlisted = [name for name in listed if name not in expected]
     for name in unlisted:
         find(name, "no line in the metadata", "add one, or remove the file")
     if images is None:
         find("all", "not compared with the collection", "check again with its images", "warn")
-    taken, stems = {stem_of(name) for name in collection.image}, table.image.map(stem_of)
-    papers = {normalise_doi(text) for text in [*collection.paper.fillna(""), *collection.image]}
+    taken = {stem_of(name) for name in collection.image}
+    is_twice = table.image.map(stem_of).duplicated(keep=False)
+    stated = [*collection.paper.fillna(""), *collection.image]
+    papers = set(map(covid_ct.normalise_doi, stated))
     patients, greys, hashes = set(collection.patient), {}, {}
     for place, row in enumerate(table.to_dict("records")):
         name, doi, path = row["image"], row["paper"], folder / row["image"]
-        meant = normalise_doi(name)
+        meant = covid_ct.normalise_doi(name)
         on_file = [
-            (
-                not NAME.fullmatch(name),
-                "unsafe name",
-                "use letters, digits, _.%+()- and .png, .jpg",
-            ),
-            (
-                stems.duplicated(keep=False)[place],
-                "name listed twice",
-                "one line and name an image",
-            ),
+            (not NAME.fullmatch(name), "unsafe name", "use letters, digits, _.%+()-, .png or .jpg"),
+            (is_twice[place], "name listed twice", "one line and name an image"),
             (stem_of(name) in taken, "name is taken", "give the image another name"),
             (not path.is_file() or path.is_symlink(), "no such file", "add it, or remove its line"),
         ]
         on_file = [fault for fault in on_file if fault[0]][:1]
         if not on_file:
-            hashes[name] = sha256_of(path)
+            hashes[name] = hashlib.sha256(path.read_bytes()).hexdigest()
             greys[name] = _read_image(path, collection, find)
         if meant and not doi:
             table.loc[place, "paper"] = doi = meant
             find(name, "no DOI", f"filled in from the name: {meant}", "warn")
-        known = {row["patient"], _patient(row)} & patients
+        known = {row["patient"], covid_ct.patient_id(row["patient"], row["class"], name)} & patients
         faults = [
             (row["class"] not in CLASSES.values(), "no class", 'write "COVID" or "NonCOVID"'),
             (not row["patient"], "no patient id", "give one, the same for all of a patient"),
@@ -150,7 +143,7 @@ def read_metadata(metadata):
     table = pd.DataFrame({name: empty for name in FIELDS} | cells)
     table = table[(table != "").any(axis=1)].reset_index(drop=True)
     table["class"] = [CLASSES.get(key_of(text), text) for text in table["class"]]
-    table["paper"] = [normalise_doi(text) for text in table["paper"]]
+    table["paper"] = [covid_ct.normalise_doi(text) for text in table["paper"]]
     return table
 
 
@@ -170,16 +163,6 @@ def stem_of(name):
     return re.sub(r"\.(png|jpe?g)$", "", name.strip().casefold())
 
 
-def _patient(row):
-    """The id as a collection writes it that numbers the patients of both classes: covid-12."""
-    number = re.sub(r"(?i)^patient\s*", "", row["patient"]).replace(" ", "_")
-    return f"{row['class'].lower()}-{number}"
-
-
-def sha256_of(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def _read_image(path, collection, find):
     """The grey image (H, W) uint8, or None when it was refused."""
     try:
@@ -187,10 +170,7 @@ def _read_image(path, collection, find):
             written, mode, size = image.format, image.mode, image.size
             if not SHORTEST <= min(size) <= max(size) <= LONGEST:
                 raise ValueError(f"sides must have {SHORTEST} to {LONGEST} pixels")
-            if mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
-                raise ValueError(f"mode {mode} is not 8-bit")
-            page = Image.new("RGBA", size, "white")
-            grey = np.asarray(Image.alpha_composite(page, image.convert("RGBA")).convert("L"))
+            grey = covid_ct.to_grey(image)
         if np.ptp(grey) < MIN_CONTRAST:
             raise ValueError("it shows nothing")
     except Exception as error:  # what Pillow raises for damaged files has no common kind
@@ -222,139 +202,143 @@ def _find_copies(greys, table, collection, images, find):
 def merge(collection_root, folder, metadata, report, only_accepted=False) -> dict[str, int]:
     """Add checked images to a local copy of the data set, in its train part, and lose nothing.
 
-    All new files are written beside the old ones first and named in a journal, then put in their
-    place: interrupted before the journal nothing has changed, after it the next call finishes.
-    The images go first and the list that names them last. What is there already is not added
-    again. Returns how many images were added: COVID, NonCOVID, and "there before". Take a copy:
-    a download that finds more images than it knows would fetch its files again. ContributionError.
+    The data set is copied to a new folder beside it, everything is added there, and the two
+    change places by renaming: interrupted before that nothing has changed, and between the two
+    renames the next call finishes. What is there already is not added again. Returns how many
+    images were added: COVID, NonCOVID, and "there before". Take a copy: a download that finds
+    more images than it knows would fetch its files again. ContributionError.
     """
-    root, folder = Path(collection_root), Path(folder)
+    root, folder = Path(collection_root).resolve(), Path(folder)
     rows = report.table[report.table.accepted]
     if rows.empty or not (report.is_accepted or only_accepted):
         first = str(report).splitlines()[0]
         raise ContributionError(f"{first}; mend the others, or take these with only_accepted=True")
-    fields = ["image", "class", "patient", "caption"]
-    now = read_metadata(metadata).drop_duplicates("image").set_index("image", drop=False)
+    new, old = (root.with_name(f".{root.name}.{end}") for end in ("merged", "before-merge"))
     try:
-        data = {name: (folder / name).read_bytes() for name in rows.image}
-        same = (now.reindex(rows.image)[fields].to_numpy() == rows[fields].to_numpy()).all()
-        if not same or [sha256_of(folder / name) for name in data] != [*rows.sha256]:
-            raise ContributionError("images or metadata changed after the check; check them again")
-        if not (root / "Data-split").is_dir():
-            raise ContributionError(f"{root}: is no copy of the data set; it has no Data-split/")
-        with lock(root / "merge"):
-            _finish(root)
-            try:
-                return _merge(root, rows, data)
-            finally:
-                if not (root / ".merge/ready.json").exists():
-                    shutil.rmtree(root / ".merge", ignore_errors=True)
+        data = _read_checked(folder, metadata, rows)
+        with lock(root):
+            if old.exists() and new.exists():  # a merge was stopped between its two renames
+                os.rename(new, root)
+            if not (root / "Data-split").is_dir():
+                raise ContributionError(f"{root}: is no copy of the data set, without Data-split/")
+            _remove(new, old)
+            absent = {kind: _not_there(root, kind, rows, data) for kind in CLASSES.values()}
+            if any(absent.values()):
+                try:
+                    shutil.copytree(root, new, symlinks=True)
+                    _make_writable(new)
+                    for kind, lines in absent.items():
+                        _add(new, kind, lines, data)
+                except Exception:
+                    _remove(new)
+                    raise
+                os.rename(root, old)
+                os.rename(new, root)
+                _remove(old)
+    except covid_ct.CovidCTError as error:
+        raise ContributionError(str(error).replace(str(new), str(root))) from None
     except OSError as error:
         raise ContributionError(f"{root}: cannot be merged into ({error}); mend it") from None
-
-
-def _merge(root, rows, data):
-    counts, journal = {}, []
-    for kind in CLASSES.values():
-        chosen, counts[kind] = rows[rows["class"] == kind].to_dict("records"), 0
-        metadata = "COVID-CT-MetaInfo.xlsx" if kind == "COVID" else "NonCOVID-CT-MetaInfo.csv"
-        train = f"Data-split/{kind}/trainCT_{kind}.txt"
-        targets = (f"Images-processed/CT_{kind}.zip", metadata, train) if chosen else ()
-        for rank, target in enumerate(targets):
-            staged = root / ".merge" / Path(target).name
-            staged.parent.mkdir(exist_ok=True)
-            shutil.copyfile(root / target, staged)
-            before = sha256_of(staged)
-            try:
-                n_new = ADDERS[staged.suffix](staged, chosen, data)
-            except ContributionError:
-                raise
-            except Exception as error:  # what the readers raise for damage has no common kind
-                reason = f"{type(error).__name__} {error}".split("\n")[0]
-                raise ContributionError(f"{target}: is damaged ({reason}); get it again") from None
-            counts[kind] += n_new if rank == 0 else 0
-            if n_new:
-                journal.append([rank, staged.name, target, before])
-    if journal:
-        lines = json.dumps(sorted(journal)).encode()
-        write_whole(root / ".merge/ready.json", lambda file: file.write(lines))
-    _finish(root)
+    counts = {kind: len(lines) for kind, lines in absent.items()}
     return {**counts, "there before": len(rows) - sum(counts.values())}
 
 
-def _finish(root):
-    """Put in place what a merge has made ready; throw away what it has not."""
-    staging = root / ".merge"
-    if (staging / "ready.json").is_file():
-        for _, name, target, before in json.loads((staging / "ready.json").read_bytes()):
-            if (staging / name).is_file():
-                if sha256_of(root / target) != before:
-                    raise ContributionError(
-                        f"{target}: changed since a merge began; delete {staging}"
-                    )
-                os.replace(staging / name, root / target)
-    shutil.rmtree(staging, ignore_errors=True)
+def _read_checked(folder, metadata, rows):
+    """The bytes of the accepted images, by name, if all is as it was when it was checked."""
+    fields = ["image", "class", "patient", "caption"]
+    now = read_metadata(metadata).drop_duplicates("image").set_index("image", drop=False)
+    data = {name: (folder / name).read_bytes() for name in rows.image}
+    same = (now.reindex(rows.image)[fields].to_numpy() == rows[fields].to_numpy()).all()
+    hashes = [hashlib.sha256(content).hexdigest() for content in data.values()]
+    if not same or hashes != [*rows.sha256]:
+        raise ContributionError("images or metadata changed after the check; check them again")
+    return data
 
 
-def _add_images(path, rows, data):
-    # opened for reading first: to append to a damaged archive would begin a new one
-    with zipfile.ZipFile(path) as archive:
-        present = {info.filename.rsplit("/", 1)[-1]: info for info in archive.infolist()}
-        new = [row["image"] for row in rows if row["image"] not in present]
-        for name in {row["image"] for row in rows} - set(new):
-            if archive.read(present[name]) != data[name]:
-                raise ContributionError(f"{path.name}: holds another {name}; rename the new one")
+def _remove(*folders):
+    for folder in folders:
+        if folder.exists():
+            _make_writable(folder)
+            shutil.rmtree(folder)
+
+
+def _make_writable(folder):
+    """What was copied from a read-only folder can be written to, and deleted."""
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(path.stat().st_mode | (stat.S_IRWXU if path.is_dir() else stat.S_IWUSR))
+
+
+def _not_there(root, kind, rows, data):
+    """The rows of one class whose images its archive does not hold; it must be whole."""
+    path, rows = (
+        root / covid_ct.ARCHIVE.format(kind),
+        rows[rows["class"] == kind].to_dict("records"),
+    )
+    if not rows:
+        return rows
+    with covid_ct.open_archive(path) as (archive, members), covid_ct.reading(path):
+        for row in rows:
+            name = row["image"]
+            if name in members and archive.read(members[name]) != data[name]:
+                raise covid_ct.CovidCTError(f"{path}: holds another {name}; rename the new one")
         if bad := archive.testzip():
-            raise ContributionError(f"{path.name}: {bad} is damaged; get the archive again")
+            raise ValueError(f"{bad} is damaged")
+    return [row for row in rows if row["image"] not in members]
+
+
+def _add(root, kind, rows, data):
+    """Add images, metadata and names of one class to a copy of the data set."""
+    if not rows:
+        return
+    path = root / covid_ct.ARCHIVE.format(kind)
     with zipfile.ZipFile(path, "a") as archive:
-        for name in new:
-            info = zipfile.ZipInfo(f"{path.stem}/{name}")
+        for row in rows:
+            info = zipfile.ZipInfo(f"{path.stem}/{row['image']}")
             info.external_attr = 0o644 << 16
-            archive.writestr(info, data[name])
-    return len(new)
+            archive.writestr(info, data[row["image"]])
+    path = root / covid_ct.METADATA[kind]
+    with covid_ct.reading(path):
+        (_add_to_sheet if path.suffix == ".xlsx" else _add_to_csv)(path, rows)
+    path = root / covid_ct.SPLIT.format(kind, "train")
+    with covid_ct.reading(path):
+        text = path.read_bytes().decode("utf-8")
+        end = "\r\n" if "\r\n" in text else "\n"
+        text += end if text and not text.endswith("\n") else ""
+        path.write_bytes((text + "".join(row["image"] + end for row in rows)).encode())
 
 
-def _add_rows(path, rows, data):
+def _new_lines(lines, rows):
+    """The lines for images that a table of metadata, its header first, does not list yet."""
+    keys = [key_of(name) for name in lines[0]]
+    place = keys.index("image")
+    known = {stem_of(str(line[place])) for line in lines[1:] if len(line) > place}
+    new = [row for row in rows if stem_of(row["image"]) not in known]
+    return [[row.get(key, "") for key in keys] for row in new]
+
+
+def _add_to_sheet(path, rows):
     import openpyxl
 
     book = openpyxl.load_workbook(path)
     sheet = next(sheet for sheet in book if "image" in [key_of(cell.value) for cell in sheet[1]])
-    header = [key_of(cell.value) for cell in sheet[1]]
-    column = header.index("image") + 1
-    known = {stem_of(str(sheet.cell(line, column).value)) for line in range(2, sheet.max_row + 1)}
-    new = [row for row in rows if stem_of(row["image"]) not in known]
-    for line, row in enumerate(new, start=sheet.max_row + 1):
-        for place, name in enumerate(header, start=1):
-            if row.get(name):
-                # as text: a caption that begins with "=" must not become a formula
-                sheet.cell(line, place, row[name]).data_type = "s"
+    for line in _new_lines([*sheet.iter_rows(values_only=True)], rows):
+        sheet.append([cell or None for cell in line])
+        for cell in sheet[sheet.max_row]:
+            if cell.value:  # as text: a caption that begins with "=" must not become a formula
+                cell.data_type = "s"
     book.save(path)
-    return len(new)
 
 
-def _add_lines(path, rows, data):
+def _add_to_csv(path, rows):
     text = path.read_bytes().decode("utf-8")
     header, *lines = csv.reader(io.StringIO(text, newline=""))
     header += [name for name in ("DOI", "Captions") if name not in header]
-    names = [key_of(name) for name in header]
-    place = names.index("image")
-    known = {stem_of(line[place]) for line in lines if len(line) > place}
-    new = [row for row in rows if stem_of(row["image"]) not in known]
-    for row in new:
-        lines.append([row.get(name, "") if name else str(len(lines)) for name in names])
+    for line in _new_lines([header, *lines], rows):
+        # the column without a name counts the lines
+        lines.append(
+            [cell if key else str(len(lines)) for key, cell in zip(header, line, strict=True)]
+        )
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\r\n" if "\r\n" in text else "\n")
         writer.writerows([line + [""] * (len(header) - len(line)) for line in (header, *lines)])
-    return len(new)
-
-
-def _add_names(path, rows, data):
-    text = path.read_bytes().decode("utf-8")
-    end = "\r\n" if "\r\n" in text else "\n"
-    new = [row["image"] for row in rows if row["image"] not in text.splitlines()]
-    text += end if text and not text.endswith("\n") else ""
-    path.write_bytes((text + "".join(name + end for name in new)).encode())
-    return len(new)
-
-
-ADDERS = {".zip": _add_images, ".xlsx": _add_rows, ".csv": _add_lines, ".txt": _add_names}

@@ -10,7 +10,6 @@ import contextlib
 import io
 import os
 import re
-import stat
 import warnings
 import zipfile
 from pathlib import Path
@@ -20,6 +19,8 @@ import pandas as pd
 from PIL import Image, ImageOps
 
 from helpers.storage import downloads
+from helpers.storage.archives import list_members
+from helpers.storage.files import is_system_file
 from helpers.storage.progress import progress
 
 CREDIT = "Zhao et al. 2020, arXiv 2003.13865; copyright of the papers' authors and publishers"
@@ -89,10 +90,10 @@ def _fault(path, n_images):
     """What is wrong with one file of the data set, or None."""
     try:
         if path.suffix == ".zip":
-            with _opened(path) as (archive, members), _reading(path):
+            with open_archive(path) as (archive, members), reading(path):
                 found = sum(len(archive.read(info)) > 0 for info in members.values())
         elif path.suffix == ".txt":
-            with _opened(path.parents[2] / ARCHIVE.format(path.parent.name)) as (_, members):
+            with open_archive(path.parents[2] / ARCHIVE.format(path.parent.name)) as (_, members):
                 found = len(set(_read_split(path, members)))
         else:
             found = len(_read_metadata(path))
@@ -114,7 +115,7 @@ def read_collection(root: str | os.PathLike) -> pd.DataFrame:
     root, rows, n_images = Path(root), [], 0
     for name, label in LABELS.items():
         known, file = _read_metadata(root / METADATA[name]), ARCHIVE.format(name)
-        with _opened(root / file) as (archive, members):
+        with open_archive(root / file) as (archive, members):
             n_images += len(members)
             for short, part in PARTS.items():
                 split = root / SPLIT.format(name, short)
@@ -144,7 +145,7 @@ def read_images(root: str | os.PathLike, table: pd.DataFrame, size=None):
     """
     images = [None] * len(table)
     for file, places in table.groupby("archive", sort=False).indices.items():
-        with _opened(Path(root) / file) as (archive, members):
+        with open_archive(Path(root) / file) as (archive, members):
             for place in progress(places, desc=Path(file).name, unit="image"):
                 name = table["image"].iloc[place]
                 if name not in members:
@@ -156,17 +157,23 @@ def read_images(root: str | os.PathLike, table: pd.DataFrame, size=None):
 
 
 def to_grey(image) -> np.ndarray:
-    """Turn a Pillow image of any mode into uint8 (H, W); ValueError for float or 32-bit pixels.
+    """Turn a Pillow image of any mode into uint8 (H, W).
 
     Transparent pixels are laid over white, the page of a figure. In COVID-CT it makes no
-    difference: all 174 RGBA files have alpha 255 everywhere. 16-bit samples lose their lower
-    byte; colours become luma (ITU-R 601).
+    difference: all 174 RGBA files have alpha 255 everywhere. Colours become luma (ITU-R 601).
+    16-bit grey may hold 12 bits, or HU with an offset: its own darkest pixel becomes 0, its
+    brightest 255. ValueError for pixels whose range is not known: float, 32 bits, 16-bit colours.
     """
     # older versions of Pillow read a 16-bit PNG as mode I
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        return (np.asarray(image) // 256).astype(np.uint8)
+        pixels = np.asarray(image).astype(float)
+        pixels -= pixels.min()
+        return np.rint(pixels * (255 / max(pixels.max(), 1))).astype(np.uint8)
     if image.mode in ("I", "F"):
         raise ValueError(f"mode {image.mode} has no known range, use 8 or 16 bits")
+    # Pillow drops the lower bytes, and may leave nearly nothing of 12 bits
+    if any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):
+        raise ValueError("colours of 16 bits have no known range, use grey or 8 bits")
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -191,13 +198,22 @@ def normalise_doi(text: str) -> str:
     return re.sub(r"(?<=\d)v\d+(\.full.*)?$", "", found[0].rstrip(".,;/")) if found else ""
 
 
+def patient_id(written: str, kind: str, image: str) -> str:
+    """A patient's name that is unique over both classes: "Patient 12" of COVID is "covid-12".
+
+    kind: "COVID" or "NonCOVID". Without an id an image is a patient of its own.
+    """
+    number = re.sub(r"(?i)^patient\s*", "", written.strip()).replace(" ", "_")
+    return f"{kind.lower()}-{number or f'image-{image}'}"
+
+
 def _refuse(path, problem, remedy):
     raise CovidCTError(f"{path}: {problem}; {remedy}") from None
 
 
 @contextlib.contextmanager
-def _reading(path, member=""):
-    """Whatever a missing or damaged file makes a reader raise becomes one line."""
+def reading(path, member=""):
+    """Whatever a missing or damaged file makes a reader raise becomes one line: CovidCTError."""
     try:
         yield
     except CovidCTError:
@@ -210,30 +226,28 @@ def _reading(path, member=""):
 
 
 @contextlib.contextmanager
-def _opened(path):
-    """An archive and its images by base name; nothing in it may lead elsewhere."""
-    with _reading(path):
+def open_archive(path):
+    """An archive of a class, open, and its images by base name. CovidCTError."""
+    with reading(path):
         archive = zipfile.ZipFile(path)
     with archive:
-        members = {}
-        for info in archive.infolist():
-            raw, name = info.orig_filename, info.filename.rsplit("/", 1)[-1]
-            is_outside = raw.startswith("/") or set(raw) & set("\\:\0") or ".." in raw.split("/")
-            is_link = stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR)
-            problems = {"leads outside": is_outside, "is a link": is_link}
-            problems |= {"is encrypted": info.flag_bits & 1, "is there twice": name in members}
-            problems |= {"claims too many bytes": info.file_size > MAX_BYTES}
-            if problem := next((text for text, is_so in problems.items() if is_so), ""):
-                _refuse(path, f"its member {raw!r} {problem}", "use the archive as published")
-            if name.lower().endswith(ENDINGS) and not name.startswith("."):
-                members[name] = info
-        yield archive, members
+        images = {}
+        with reading(path):
+            for info in list_members(archive):
+                name = info.filename.rsplit("/", 1)[-1]
+                if name.lower().endswith(ENDINGS) and not is_system_file(name):
+                    if name in images:
+                        raise ValueError(f"its member {info.filename!r} is there twice")
+                    if info.file_size > MAX_BYTES:
+                        raise ValueError(f"its member {info.filename!r} is too large")
+                    images[name] = info
+        yield archive, images
 
 
 @contextlib.contextmanager
 def _opened_image(archive, info, whole=False):
     """An image of an archive; whole: unpack it first, which checks its CRC."""
-    with _reading(archive.filename, info.filename), warnings.catch_warnings():
+    with reading(archive.filename, info.filename), warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         stream = io.BytesIO(archive.read(info)) if whole else archive.open(info)
         with stream, Image.open(stream, formats=FORMATS) as image:
@@ -242,7 +256,7 @@ def _opened_image(archive, info, whole=False):
 
 def _read_split(path, members):
     """The image names in a split file; each must be in the archive of its class."""
-    with _reading(path):
+    with reading(path):
         names = path.read_text(encoding="utf-8-sig").splitlines()
     names = [name.strip() for name in names if name.strip()]
     if absent := [name for name in names if name not in members]:
@@ -255,7 +269,7 @@ def _read_metadata(path):
     columns = COLUMNS if (is_excel := path.suffix == ".xlsx") else COLUMNS_NEGATIVE
     options = {"sheet_name": "positive_captions"} if is_excel else {}
     read = pd.read_excel if is_excel else pd.read_csv
-    with _reading(path):
+    with reading(path):
         table = read(path, usecols=columns, dtype=str, **options)[columns].fillna("")
         table = table.apply(lambda column: column.str.split().str.join(" "))
         table.columns = ["image", "patient", *DETAILS][: len(columns)]
@@ -269,8 +283,7 @@ def _describe(image, name, known):
     """Patient, paper and what else the metadata say; file names there may lack the ending."""
     row = dict.fromkeys(["patient", *DETAILS], "")
     row |= known.get(image) or known.get(os.path.splitext(image)[0]) or {}
-    number = re.sub(r"(?i)^patient ", "", row["patient"]).replace(" ", "_")
-    row["patient"] = f"{name.lower()}-{number or f'image-{image}'}"
+    row["patient"] = patient_id(row["patient"], name, image)
     row["paper"] = normalise_doi(row["paper"]) or (normalise_doi(image) if LABELS[name] else "")
     row["gender"] = row["gender"].upper()
     # most captions are written as a list of one: ['the text']

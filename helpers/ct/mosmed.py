@@ -21,8 +21,9 @@ from pathlib import Path
 import pandas as pd
 
 from helpers.storage import downloads
-from helpers.storage.downloads import ArchiveError, DownloadError, file_size
-from helpers.storage.files import write_whole
+from helpers.storage.archives import ArchiveError, unpack_zip
+from helpers.storage.downloads import DownloadError
+from helpers.storage.files import file_size, write_whole
 
 CREDIT = "Morozov et al. 2020, doi 10.1101/2020.05.20.20100362, CC BY-NC-ND 3.0"
 CATEGORIES = {"CT-0": 254, "CT-1": 684, "CT-2": 125, "CT-3": 45, "CT-4": 2}
@@ -240,7 +241,7 @@ def _unpack(archive, root):
             left_out.append(name)
         return target
 
-    unpacked = downloads.unpack_zip(archive, root, place)
+    unpacked = unpack_zip(archive, root, place)
     sizes = {path.relative_to(root).as_posix(): file_size(path) for path in unpacked}
     if archive.name in RELEASE and not any(file.startswith("studies/") for file in sizes):
         raise ArchiveError(f"{archive}: holds no study of MosMedData; delete it and get it again")

@@ -1,58 +1,37 @@
-"""Fetch large files over unreliable connections, and unpack zip archives safely."""
+"""Fetch large files over unreliable connections."""
 
 from __future__ import annotations
 
-import lzma
 import os
 import re
 import shutil
-import stat
-import struct
 import time
-import unicodedata
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from helpers.storage.files import temporary_beside
+from helpers.storage.files import file_size, lock
 
 MAGIC = {".zip": b"PK", ".gz": b"\x1f\x8b"}
 BUSY = {408, 425, 429, 500, 502, 503, 504}
 RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)$")
-MAX_PAUSE = 60.0
-MAX_EXPANSION = 100
-BLOCK = 1 << 20
-DAMAGE = (RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError)
-DAMAGE += (struct.error, MemoryError)
+# seconds before the second attempt, doubled for each later one, and the most
+FIRST_PAUSE, MAX_PAUSE = 1.0, 60.0
+BLOCK = 1 << 16
+GAIN = 1 << 20
+TRY_AGAIN = "check the connection and try again"
+SET_PROXY = "set HTTP_PROXY and HTTPS_PROXY to http://user:password@host:port, or unset them"
+SET_CERTIFICATES = "set REQUESTS_CA_BUNDLE to the file of your network's certificates"
 
 
 class DownloadError(RuntimeError):
     """A file that cannot be fetched or stored; the message names it, the reason and the remedy."""
 
 
-class ArchiveError(RuntimeError):
-    """An archive or a packed file that is damaged or unsafe; the message names it and says why."""
-
-
 class _Failure(Exception):
-    def __init__(self, reason, again=True, pause=0.0):
+    """What went wrong in one attempt; again: whether another one may help, after `pause` s."""
+
+    def __init__(self, reason, again=True, pause=0.0, remedy=TRY_AGAIN):
         super().__init__(reason)
-        self.again, self.pause = again, pause
-
-
-def lock(path: str | os.PathLike):
-    """Context manager: one thread or process at a time for `path` (a hidden file beside it)."""
-    from filelock import FileLock
-
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(str(path.with_name(f".{path.name}.lock")))
-
-
-def file_size(path: Path) -> int:
-    """Bytes in a file; 0 if there is none."""
-    return path.stat().st_size if path.is_file() else 0
+        self.again, self.pause, self.remedy = again, pause, remedy
 
 
 def check_space(folder: str | os.PathLike, needed: int) -> None:
@@ -70,31 +49,28 @@ def download(
     path: str | os.PathLike,
     size: int | None = None,
     sha256: str | None = None,
-    chunk: int = BLOCK,
     attempts: int = 5,
-    backoff: float = 1.0,
     timeout: float = 30,
 ) -> Path:
     """Fetch `url` to `path` and return the path; at once if the right file is already there.
 
-    size (bytes) and sha256 (hex) are checked where given. chunk: bytes read at once. attempts:
-    failures in a row, with less than 1 MiB gained, before giving up. backoff: seconds before the
-    second attempt, doubled for each later one. timeout: seconds without a byte before the
-    connection counts as dead. `path` + ".part" keeps what an interrupted download got; it is
-    continued if the server still has the same file (RFC 9110, If-Range) and else begun again.
-    Raises DownloadError.
+    size (bytes) and sha256 (hex) are checked where given. attempts: failures in a row, with less
+    than 1 MiB gained, before giving up; what no further attempt can mend (no such file, an unknown
+    certificate, a proxy) is said at once. timeout: seconds without a byte before the connection
+    counts as dead. `path` + ".part" keeps what an interrupted download got; it is continued if
+    the server still has the same file (RFC 9110, If-Range) and else begun again. DownloadError.
     """
     path = Path(path)
-    remedy = f"check the connection and try again, or place the file by hand: {path}"
+    by_hand = f"or place the file by hand: {path}"
     if not url.lower().startswith(("http://", "https://")):
-        raise DownloadError(f"{url}: is not an http or https address; {remedy}")
+        raise DownloadError(f"{url}: is not an http or https address; correct it, {by_hand}")
     try:
         if _fault(path, path.suffix, size, sha256):
             with lock(path):
                 if _fault(path, path.suffix, size, sha256):
-                    _fetch(url, path, size, sha256, chunk, attempts, backoff, timeout)
+                    _fetch(url, path, size, sha256, attempts, timeout)
     except _Failure as failure:
-        raise DownloadError(f"{url}: {failure}; {remedy}") from None
+        raise DownloadError(f"{url}: {failure}; {failure.remedy}, {by_hand}") from None
     except OSError as error:
         raise DownloadError(f"{path}: cannot be written ({error}); choose another folder") from None
     return path
@@ -116,23 +92,21 @@ def _fault(path, suffix, size, sha256):
             return "has the wrong SHA-256"
 
 
-def _fetch(url, path, size, sha256, chunk, attempts, backoff, timeout):
-    from helpers.storage.progress import progress
-
+def _fetch(url, path, size, sha256, attempts, timeout):
+    """Ask until the part file is complete, and name it `path` if it is what it should be."""
     part, note = (path.with_name(path.name + end) for end in (".part", ".part.validator"))
     failures, milestone = 0, file_size(part)
-    with progress(total=size, unit="B", unit_scale=True, desc=path.name) as bar:
-        while True:
-            try:
-                _request(url, part, note, size, chunk, timeout, bar)
-                break
-            except _Failure as failure:
-                if file_size(part) >= milestone + BLOCK:
-                    failures, milestone = 0, file_size(part)
-                failures += 1
-                if not failure.again or failures >= attempts:
-                    raise
-                time.sleep(min(max(backoff * 2 ** (failures - 1), failure.pause), MAX_PAUSE))
+    while True:
+        try:
+            _request(url, part, note, size, timeout)
+            break
+        except _Failure as failure:
+            if file_size(part) >= milestone + GAIN:
+                failures, milestone = 0, file_size(part)
+            failures += 1
+            if not failure.again or failures >= attempts:
+                raise
+            time.sleep(min(max(FIRST_PAUSE * 2 ** (failures - 1), failure.pause), MAX_PAUSE))
     fault = _fault(part, path.suffix, size, sha256)
     part.unlink() if fault else os.replace(part, path)
     note.unlink(missing_ok=True)
@@ -140,10 +114,11 @@ def _fetch(url, path, size, sha256, chunk, attempts, backoff, timeout):
         raise _Failure(f"the file {fault}")
 
 
-def _request(url, part, note, size, chunk, timeout, bar):
+def _request(url, part, note, size, timeout):
     """Ask once: continue the part file, or begin it again if the server's file is another."""
-    import requests
     from urllib3.exceptions import HTTPError
+
+    from helpers.storage.progress import progress
 
     known = note.read_text(encoding="utf-8", errors="replace") if note.is_file() else ""
     # a validator that cannot stand in a header is damaged, or the server's is
@@ -151,29 +126,56 @@ def _request(url, part, note, size, chunk, timeout, bar):
     offset = file_size(part) if known else 0
     if offset and offset == size:
         return
+    with _answer(url, offset, known, timeout) as response:
+        offset, total, validator = _judge(response, note, offset, known)
+        if None not in (size, total) and total != size:
+            raise _Failure(f"the server has {total:,} bytes instead of {size:,}", again=False)
+        check_space(part.parent, (total or size or 0) - file_size(part))
+        bar = progress(total=total, initial=offset, unit="B", unit_scale=True, desc=part.stem)
+        with bar, open(part, "ab" if offset else "wb") as stream:
+            if not offset:
+                note.write_text(validator, encoding="utf-8")
+            try:
+                for block in response.raw.stream(BLOCK, decode_content=False):
+                    stream.write(block)
+                    bar.update(len(block))
+            except (HTTPError, ValueError) as error:
+                stream.flush()
+                raise _broken(error, file_size(part)) from None
+    if total not in (None, file_size(part)):
+        raise _Failure(f"only {file_size(part):,} of {total:,} bytes came")
+
+
+def _answer(url, offset, known, timeout):
+    """The server's answer, its body not read yet; known: the validator of the first bytes."""
+    import requests
+    from urllib3.exceptions import HTTPError
+
     # "identity": a transparently compressed answer would have another length
     headers = {"Accept-Encoding": "identity"}
     if offset:
         headers |= {"Range": f"bytes={offset}-", "If-Range": known}
     try:
-        with requests.get(url, headers=headers, stream=True, timeout=timeout) as response:
-            offset, total, validator = _judge(response, note, offset, known)
-            if None not in (size, total) and total != size:
-                raise _Failure(f"the server has {total:,} bytes instead of {size:,}", again=False)
-            check_space(part.parent, (total or size or 0) - file_size(part))
-            with open(part, "ab" if offset else "wb") as stream:
-                if not offset:
-                    note.write_text(validator, encoding="utf-8")
-                bar.total, bar.n = total, offset
-                for block in response.raw.stream(chunk, decode_content=False):
-                    stream.write(block)
-                    bar.update(len(block))
-    except (requests.RequestException, HTTPError, ValueError) as error:
-        again = not isinstance(error, (ValueError, requests.TooManyRedirects))
-        reason = f"the connection failed at {file_size(part):,} bytes ({type(error).__name__})"
-        raise _Failure(reason, again) from None
-    if total not in (None, file_size(part)):
-        raise _Failure(f"only {file_size(part):,} of {total:,} bytes came")
+        return requests.get(url, headers=headers, stream=True, timeout=timeout)
+    except (OSError, HTTPError, ValueError) as error:  # OSError: no file of certificates
+        raise _broken(error, offset) from None
+
+
+def _broken(error, n_bytes):
+    """The _Failure for what requests or urllib3 raised after so many bytes."""
+    from requests import exceptions
+
+    name, text = type(error).__name__, str(error)
+    by_proxy = (exceptions.ProxyError, exceptions.InvalidProxyURL)
+    if isinstance(error, by_proxy) or "SOCKS support" in text:
+        return _Failure(f"the proxy cannot be used ({name})", again=False, remedy=SET_PROXY)
+    # a connection that ends in the handshake may be cut off as any other
+    is_refused = isinstance(error, exceptions.SSLError) and "EOF" not in text
+    if is_refused or "CA certificate bundle" in text:
+        reason = f"the server's certificate cannot be checked ({name})"
+        return _Failure(reason, again=False, remedy=SET_CERTIFICATES)
+    again = not isinstance(error, ValueError | exceptions.TooManyRedirects)
+    return _Failure(f"the connection failed at {n_bytes:,} bytes ({name})", again)
 
 
 def _judge(response, note, offset, known):
@@ -191,104 +193,9 @@ def _judge(response, note, offset, known):
     if status in (206, 416):
         note.unlink(missing_ok=True)
         raise _Failure("the server sent another piece of the file than asked for")
+    if status == 407:
+        raise _Failure("the proxy asks for a password", again=False, remedy=SET_PROXY)
     wait = headers.get("Retry-After", "")
     again = status in BUSY or bool(wait)
     pause = float(wait) if wait.isdecimal() else 0.0
     raise _Failure(f"the server answers {status} {response.reason}", again, pause)
-
-
-def unpack_zip(
-    archive: str | os.PathLike,
-    folder: str | os.PathLike,
-    members: Iterable[str] | Callable[[str], str | None] | None = None,
-    max_bytes: int | None = None,
-) -> list[Path]:
-    """Unpack a zip archive into `folder`; return the files' paths, in the archive's order.
-
-    members: None for all, the wanted names, or a function from a name in the archive to the path
-    below `folder` (None: leave it out). max_bytes: most that may come out, by default 100 times
-    the archive. A file that is there with the same size and CRC-32 is not written again.
-    Raises ArchiveError for a damaged archive and for anything that could write outside `folder`,
-    over another member or without limit; DownloadError if the disk has no room.
-    """
-    from helpers.storage.progress import progress
-
-    archive, folder = Path(archive), Path(folder)
-    try:
-        limit = MAX_EXPANSION * file_size(archive) if max_bytes is None else max_bytes
-        with zipfile.ZipFile(archive) as source:
-            chosen = [(info, folder / name) for info, name in _choose(source, members)]
-            total = sum(info.file_size for info, _ in chosen)
-            if total > limit:
-                raise ArchiveError(f"holds {total:,} bytes, more than the {limit:,} allowed")
-            todo = [(info, target) for info, target in chosen if not _is_same(info, target)]
-            n_bytes = sum(info.file_size for info, _ in todo)
-            folder.mkdir(parents=True, exist_ok=True)
-            check_space(folder, n_bytes)
-            with progress(total=n_bytes, unit="B", unit_scale=True, desc=archive.name) as bar:
-                for info, target in todo:
-                    _unpack(source, info, target, bar)
-    except DownloadError:
-        raise
-    except DAMAGE as bad:
-        reason = " ".join(str(bad).split())[:200] or "is cut off"
-        raise ArchiveError(f"{archive}: {reason}; delete it and get it again") from None
-    except OSError as error:
-        reason = f"cannot be unpacked into {folder} ({error.strerror or error})"
-        raise ArchiveError(f"{archive}: {reason}; see that it is whole and there is room") from None
-    return [target for _, target in chosen]
-
-
-def _choose(source, members):
-    """(member, path below the folder) of each wanted file; ArchiveError if one is not safe."""
-    source.fp.seek(-22 - len(source.comment), os.SEEK_END)
-    n_listed = int.from_bytes(source.fp.read(12)[10:], "little")  # in the end record
-    if n_listed not in (len(source.infolist()), 0xFFFF):
-        raise ArchiveError(f"lists {len(source.infolist())} of {n_listed} members")
-    files = [info for info in source.infolist() if not info.filename.endswith("/")]
-    place = members
-    if not callable(members):
-        names = {info.filename for info in files} if members is None else set(members)
-        if absent := names - {info.filename for info in files}:
-            raise ArchiveError(f"does not hold {min(absent)}")
-        place = {name: name for name in names}.get
-    chosen, seen = [], set()
-    for info in files:
-        if (target := place(info.filename)) is None:
-            continue
-        key = unicodedata.normalize("NFC", target).casefold()
-        problem = None
-        if not all(map(_is_safe, (info.orig_filename, info.filename, target))):
-            problem = "leads out of the folder"
-        elif stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
-            problem = "is a link or a device"
-        elif key in seen:
-            problem = "is there twice"
-        if problem:
-            raise ArchiveError(f"its member {info.orig_filename!r} {problem}")
-        seen.add(key)
-        chosen.append((info, target))
-    return chosen
-
-
-def _is_safe(name):
-    """A relative path on every system; Windows drops dots and blanks at the end of a part."""
-    is_plain = not set(name) & set("\\:\0")
-    return is_plain and all(part and part == part.rstrip(". ") for part in name.split("/"))
-
-
-def _is_same(info, target):
-    same_size = target.is_file() and file_size(target) == info.file_size
-    return same_size and zlib.crc32(target.read_bytes()) == info.CRC
-
-
-def _unpack(source, info, target, bar):
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with temporary_beside(target) as part:
-        with source.open(info) as packed, open(part, "wb") as stream:
-            while block := packed.read(BLOCK):
-                stream.write(block)
-                bar.update(len(block))
-        if file_size(part) != info.file_size:
-            raise ArchiveError(f"{info.filename} is cut off")
-        os.replace(part, target)

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there; locks, and files that are nobody's data."""
 
 from __future__ import annotations
 
@@ -6,15 +6,69 @@ import os
 import secrets
 import shutil
 import time
+import warnings
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 
 DAY = 24 * 3600
+SYSTEM_FILES = {"desktop.ini", "thumbs.db", "ehthumbs.db", "icon\r", "__macosx", "@eadir"}
+SYSTEM_FILES |= {"$recycle.bin", "system volume information", "lost+found"}
 
 
 class WriteError(OSError):
     """A file that cannot be written; the message names it, the reason and the remedy."""
+
+
+def is_system_file(name: str) -> bool:
+    """Whether a system or an office program put a file of this name beside one's data.
+
+    Hidden files, macOS's "._a.png", locks of Office ("~$a.xlsx"), Windows's marks of a download
+    ("a.xlsx:Zone.Identifier"), thumbnails and icons.
+    """
+    name = name.lower()
+    is_mark = name.startswith((".", "~$")) or name.endswith("zone.identifier")
+    return is_mark or name in SYSTEM_FILES
+
+
+def file_size(path: Path) -> int:
+    """Bytes in a file; 0 if there is none."""
+    return path.stat().st_size if path.is_file() else 0
+
+
+@contextmanager
+def lock(path: str | os.PathLike):
+    """One thread or process at a time for `path`, by a hidden file beside it.
+
+    Where no lock can be had (a file system without locks, a folder that is read-only) the work
+    goes on without one, and a warning says so. OSError if there is no folder for `path`.
+    """
+    from filelock import FileLock
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.with_name(f".{path.name}.lock")
+    held = FileLock(str(file))
+    try:
+        _check_locks(file)
+        held.acquire()
+    except (OSError, NotImplementedError) as error:
+        text = f"{file}: cannot be locked ({getattr(error, 'strerror', None) or error})"
+        warnings.warn(f"{text}; let only one program at a time work there", stacklevel=3)
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def _check_locks(file):
+    """OSError on a file system without locks: some versions of filelock wait there for ever."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    with open(file, "a") as probe, suppress(BlockingIOError, PermissionError):
+        fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextmanager

@@ -2,11 +2,13 @@
 
 Colab takes its machine back without asking, and Drive is slow with many small files. The first
 member of a tar lists all its files with size, time and SHA-256. The list and the files come into
-the mirror in one step, so no crash can part them.
+the mirror in one step, so no crash can part them. A folder notes which tars it was made from or
+copied to: a tar of another origin, a longer training of another machine, is never replaced.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -16,9 +18,11 @@ import tarfile
 from contextlib import contextmanager
 from pathlib import Path
 
-from helpers.storage.downloads import DownloadError, check_space, file_size, lock
-from helpers.storage.files import temporary_beside
+from helpers.storage.archives import is_safe
+from helpers.storage.downloads import DownloadError, check_space
+from helpers.storage.files import file_size, lock, temporary_beside, write_whole
 
+# in a tar the list of its files, in a folder the fingerprints of two such lists
 MANIFEST = ".mirror.json"
 TEMPORARY = re.compile(r"lock|.*\.(part|partial|lock|tmp)(\..*)?|\..*\.\d+")
 DAMAGE = (tarfile.TarError, ValueError, TypeError, KeyError, AttributeError, OverflowError)
@@ -35,20 +39,34 @@ def keep(folder: str | os.PathLike, mirror: str | os.PathLike) -> Path | None:
     same files with the same contents; a file of the same size and time counts as the same.
     Empty folders, temporary files, locks, symbolic links and special files are left out.
     `mirror` is made if the folder it lies in exists. An interrupted call leaves the earlier tar as
-    it was. Raises MirrorError, also for a tar that is damaged or not made here: it may be yours.
+    it was. Raises MirrorError, also for a tar that is damaged or not made here, for it may be
+    yours, and for one with other contents that this folder was neither restored from nor kept in.
     """
     folder = Path(folder)
     archive = archive_of(folder, mirror)
-    with _in_words(archive):
+    with _in_words(folder, archive):
         if not _files(folder):
             return None
-        with lock(folder), temporary_beside(folder.with_name(archive.name)) as packed:
+        with lock(folder):
             known = _read_manifest(archive) if archive.exists() else {}
-            if not _pack(folder, packed, known):
+            manifest = _list(folder, known)
+            # a file that was written again with the same contents has another time, and is the same
+            if _contents(manifest) == _contents(known):
                 return None
+            is_more = _contents(known).items() <= _contents(manifest).items()
+            if not (is_more or _fingerprint(known) in _origin(folder)):
+                raise MirrorError(
+                    f"{archive}: holds something else than {folder}, which was not restored from "
+                    "it; delete that folder to get what the mirror has, or move the tar away"
+                )
             archive.parent.mkdir(exist_ok=True)
             with temporary_beside(archive) as part:
-                shutil.copyfile(packed, part)
+                _pack(folder, part, manifest)
+                if _list(folder, manifest) != manifest:
+                    reason = "changes while it is packed; try again when nothing writes to it"
+                    raise MirrorError(f"{folder}: {reason}")
+                # before the tar takes its place: a crash between the two must not make it foreign
+                _note_origin(folder, known, manifest)
                 os.replace(part, archive)
     return archive
 
@@ -62,17 +80,17 @@ def restore(folder: str | os.PathLike, mirror: str | os.PathLike) -> bool:
     """
     folder = Path(folder)
     archive = archive_of(folder, mirror)
-    with _in_words(archive):
+    with _in_words(folder, archive):
         if _is_filled(folder) or not archive.is_file():
             return False
-        local = folder.with_name(archive.name)
-        with lock(folder), temporary_beside(local) as packed, temporary_beside(folder) as unpacked:
+        with lock(folder), temporary_beside(folder) as unpacked:
             if _is_filled(folder):  # another process was first
                 return False
-            check_space(folder.parent, 2 * file_size(archive))
-            shutil.copyfile(archive, packed)
-            _unpack(packed, unpacked)
+            check_space(folder.parent, file_size(archive))
+            unpacked.mkdir()
+            _note_origin(unpacked, _unpack(archive, unpacked))
             if folder.is_dir():
+                (folder / MANIFEST).unlink(missing_ok=True)
                 folder.rmdir()
             os.replace(unpacked, folder)
     return True
@@ -89,15 +107,15 @@ def archive_of(folder: str | os.PathLike, mirror: str | os.PathLike) -> Path:
 
 
 @contextmanager
-def _in_words(archive):
+def _in_words(folder, archive):
     try:
         yield
     except DownloadError as full:
         raise MirrorError(str(full)) from None
     except OSError as error:
         raise MirrorError(
-            f"{archive}: cannot be read or written ({error}); make sure that Drive is mounted "
-            "and that there is room"
+            f"{archive} or {folder}: cannot be read or written ({error.strerror or error}); make "
+            "sure that Drive is mounted and that there is room"
         ) from None
     except DAMAGE as bad:
         raise MirrorError(
@@ -107,7 +125,7 @@ def _in_words(archive):
 
 
 def _is_filled(folder):
-    return folder.is_dir() and any(folder.iterdir())
+    return folder.is_dir() and any(path.name != MANIFEST for path in folder.iterdir())
 
 
 def _files(folder) -> dict[str, list[int]]:
@@ -122,36 +140,49 @@ def _files(folder) -> dict[str, list[int]]:
     return dict(sorted(found.items()))
 
 
+def _list(folder, known) -> dict[str, list]:
+    """Name -> size, time (ns) and SHA-256, which `known` tells for files of its size and time."""
+    manifest = {}
+    for name, seen in _files(folder).items():
+        is_known = name in known and known[name][:2] == seen
+        manifest[name] = [*seen, known[name][2] if is_known else _sha256(folder / name)]
+    return manifest
+
+
 def _sha256(path):
     import pooch
 
     return pooch.file_hash(str(path), alg="sha256")
 
 
-def _pack(folder, packed, known) -> bool:
-    """Write the tar of `folder`; False, without it, if `known` lists the same contents."""
-    for _ in range(3):
-        files, manifest = _files(folder), {}
-        for name, seen in files.items():
-            is_known = name in known and known[name][:2] == seen
-            manifest[name] = [*seen, known[name][2] if is_known else _sha256(folder / name)]
-        # a file that was written again with the same contents has another time, and is the same
-        if _contents(manifest) == _contents(known):
-            return False
-        check_space(folder.parent, sum(size for size, _ in files.values()))
-        head = json.dumps(manifest).encode()
-        with tarfile.open(packed, "w") as tar:
-            _add(tar, MANIFEST, len(head), 0, io.BytesIO(head))
-            for name, (size, modified_ns) in files.items():
-                with open(folder / name, "rb") as file:
-                    _add(tar, name, size, modified_ns, file)
-        if _files(folder) == files:
-            return True
-    raise MirrorError(f"{folder}: changes while it is packed; try again when nothing writes to it")
-
-
 def _contents(manifest):
     return {name: sha256 for name, (_, _, sha256) in manifest.items()}
+
+
+def _fingerprint(manifest):
+    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
+
+
+def _origin(folder) -> str:
+    """The fingerprints of the tars that hold what this folder was made from, or "" for none."""
+    note = folder / MANIFEST
+    return note.read_text(encoding="utf-8", errors="replace") if note.is_file() else ""
+
+
+def _note_origin(folder, *manifests):
+    text = json.dumps([_fingerprint(manifest) for manifest in manifests])
+    write_whole(folder / MANIFEST, lambda file: file.write(text.encode()))
+
+
+def _pack(folder, packed, manifest):
+    """Write the tar of the listed files: their list, then each of them."""
+    check_space(packed.parent, sum(size for size, _, _ in manifest.values()))
+    head = json.dumps(manifest).encode()
+    with tarfile.open(packed, "w") as tar:
+        _add(tar, MANIFEST, len(head), 0, io.BytesIO(head))
+        for name, (size, modified_ns, _) in manifest.items():
+            with open(folder / name, "rb") as file:
+                _add(tar, name, size, modified_ns, file)
 
 
 def _add(tar, name, size, modified_ns, file):
@@ -173,25 +204,25 @@ def _read_manifest(archive) -> dict[str, list]:
     return manifest
 
 
-def _unpack(packed, target):
+def _unpack(archive, target) -> dict[str, list]:
     """Write the listed files, and nothing else, below `target`; ValueError for any other tar.
 
     Only contents are read from the tar: no link, no owner and no rights are taken from it.
+    Returns the list.
     """
-    manifest = _read_manifest(packed)
-    with tarfile.open(packed, "r:") as tar:
+    manifest = _read_manifest(archive)
+    with tarfile.open(archive, "r:") as tar:
         tar.next()
-        while member := tar.next():
-            path = target / member.name
-            is_inside = path.resolve().is_relative_to(target.resolve())  # on Windows as well
-            if not (is_inside and member.isreg() and member.name in manifest):
-                raise ValueError(f"its member {member.name!r} is not allowed")
-            size, modified_ns, sha256 = manifest.pop(member.name)
+        for name, (size, modified_ns, sha256) in manifest.items():
+            member, path = tar.next(), target / name
+            if member is None or member.name != name or not (member.isreg() and is_safe(name)):
+                raise ValueError(f"its member {name!r} is missing or not allowed")
             path.parent.mkdir(parents=True, exist_ok=True)
             with tar.extractfile(member) as source, open(path, "xb") as file:
-                shutil.copyfileobj(source, file, 1 << 20)
+                shutil.copyfileobj(source, file)
             os.utime(path, ns=(modified_ns, modified_ns))
             if file_size(path) != size or _sha256(path) != sha256:
-                raise ValueError(f"its member {member.name!r} is damaged")
-    if manifest:
-        raise ValueError(f"it lacks {min(manifest)}")
+                raise ValueError(f"its member {name!r} is damaged")
+        if tar.next():
+            raise ValueError("it holds more than it lists")
+    return manifest
