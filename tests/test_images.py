@@ -115,7 +115,8 @@ def test_slices_of_a_folder(tmp_path):
     pictures = [rng.integers(0, 256, (20 + k, 30), dtype=np.uint8) for k in range(3)]
     for k in (2, 0, 1):
         Image.fromarray(pictures[k]).convert("RGB" if k else "L").save(tmp_path / f"{k}.png")
-    (tmp_path / "notes.txt").write_text("no image")
+    for name in ("notes.txt", "._0.png", "desktop.ini"):
+        (tmp_path / name).write_text("no image")
     found = images.read_slices(tmp_path, 40)
     assert found.shape == (3, 40, 40) and found.dtype == np.uint8
     for k in range(3):

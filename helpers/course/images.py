@@ -22,7 +22,7 @@ from helpers.learn import networks, prediction, training
 from helpers.learn.augmentation import PUBLISHED
 from helpers.learn.checkpoints import fingerprint
 from helpers.scores import metrics
-from helpers.storage.files import write_whole
+from helpers.storage.files import is_system_file, write_whole
 
 NETWORKS = {"small": "small CNN", "densenet169": "DenseNet169", "lite0": "EfficientNet-Lite0"}
 SPLITS = {"official": "part", "clean": "clean_part"}
@@ -120,7 +120,8 @@ def read_slices(folder, size: int) -> np.ndarray:
     Grey and letterboxed, in the order of their names. CovidCTError for a folder without any, and
     for a file that cannot be read.
     """
-    paths, slices = sorted(Path(folder).expanduser().glob("*.png")), []
+    listed = sorted(Path(folder).expanduser().glob("*.png"))
+    paths, slices = [path for path in listed if not is_system_file(path.name)], []
     if not paths:
         text = f"{folder}: no folder with PNG images; give another, or none"
         raise covid_ct.CovidCTError(text)
