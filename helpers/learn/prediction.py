@@ -17,7 +17,7 @@ def infer(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Logits (n,) and attention (n, D) of the rows, on the CPU; dropout is off.
 
-    Attention is None for a network without any, and of no rows.
+    Attention is None for a network without any, and where there are no rows.
     """
     model.eval()
     logits, attention = [], []
