@@ -12,7 +12,7 @@ import pytest
 from local_server import LocalServer
 from notebook_tools import CHROMIUM, FILES
 
-from helpers.course import runner
+from helpers.course import runner, sources
 from helpers.ct import cohort
 
 every_notebook = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -266,6 +266,27 @@ def test_08_audits_the_real_covid_ct(real_data, tmp_path):
     assert names == [("kjr-21-e24-p5-29.png", "71%0.jpg"), ("kjr-21-e24-p5-31.png", "71%1.jpg")]
     assert found["format_rule"][0] == pytest.approx(161 / 203)
     assert found["nothing_lost"] and found["merged"] == 747
+
+
+def test_08_works_twice_on_a_read_only_data_set(tmp_path):
+    (file,) = [file for file in FILES if file.name.startswith("08")]
+    root, _ = sources.get_images("phantom", tmp_path, "tiny")
+    data = [root, *root.rglob("*")]
+    for path in data:
+        path.chmod(path.stat().st_mode & ~0o222)
+    before = {path: path.stat().st_mtime_ns for path in data}
+    parameters = {"IMAGES": str(root), "RUNS_DIR": str(tmp_path / "runs"), "PROFILE": "tiny"}
+    try:
+        for k in range(2):
+            runner.execute(file, tmp_path / f"out{k}.ipynb", parameters)
+            assert results(tmp_path / "runs", "08")["nothing_lost"]
+        assert before == {path: path.stat().st_mtime_ns for path in [root, *root.rglob("*")]}
+        # root may write anywhere, so look at the permissions too
+        copied = [*(tmp_path / "runs/08_covid_ct_images/copy").rglob("*")]
+        assert copied and all(path.stat().st_mode & 0o200 for path in copied)
+    finally:
+        for path in data:
+            path.chmod(path.stat().st_mode | 0o200)
 
 
 @pytest.mark.parametrize("number", ["09", "10"])

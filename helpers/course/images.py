@@ -1,7 +1,7 @@
 """What the notebooks on 2-D images begin with: images that are ready, and a trained model.
 
 Nothing here teaches; it puts together what the notebooks explain, so that any of them can be the
-first one opened. `course` does the same for 3-D studies.
+first one opened. `runs` does the same for 3-D studies.
 """
 
 from __future__ import annotations

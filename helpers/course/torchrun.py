@@ -30,7 +30,7 @@ OPTIONS = ("epochs", "batch_size", "learning_rate", "dropout")
 def main(arguments: list[str] | None = None) -> None:
     """The command line: prepare a cohort and train one of the course's two models on it.
 
-    What a user can cause, a wrong value for example, is told in one line, by rank 0.
+    What a user can cause, a wrong value for example, is reported in one line, by rank 0.
     """
     from helpers.course import runs, sources
 
@@ -75,7 +75,7 @@ def run(chosen: argparse.Namespace) -> None:
 
     options = {name: getattr(chosen, name) for name in OPTIONS}
     options = {name: value for name, value in options.items() if value is not None}
-    with rank_0_first():  # what it has made the others find
+    with rank_0_first():  # the others find what it has made
         data = runs.prepare(chosen.dataset, chosen.profile, chosen.data_dir, chosen.seed)
     _, history = runs.train(
         data, chosen.model, chosen.seed, chosen.runs_dir, on_epoch=tell, **options

@@ -78,7 +78,7 @@ class SequenceAugmentation:
     """Random changes of feature sequences (B, D, F), for `fit`.
 
     flip: read half of the scans from the other end. drop: the share of features that are 0 in a
-    whole scan, the others are enlarged to make up for them.
+    whole scan; the others are enlarged to make up for them.
     """
 
     flip: bool = True
@@ -98,8 +98,8 @@ def normal_noise(
 ) -> torch.Tensor:
     """Standard normal numbers, drawn on the device from a seed that the CPU generator gives.
 
-    A GPU draws other numbers than a CPU from the same seed, and much faster than a CPU draws and
-    sends them: four million for one field of 64 x 256 x 256.
+    From the same seed a GPU draws other numbers than a CPU does, and much faster than a CPU could
+    draw and send them: four million for one field of 64 x 256 x 256.
     """
     seed = int(torch.randint(2**62, (), generator=generator))
     return torch.randn(shape, generator=torch.Generator(device).manual_seed(seed), device=device)
@@ -217,7 +217,7 @@ CONTRAST = ImageAugmentation(
 def blur(images: torch.Tensor, sigma: torch.Tensor, largest: float) -> torch.Tensor:
     """Gaussian blur with a standard deviation of its own for each image, edges repeated.
 
-    images: (B, 1, H, W). sigma: (B,) pixels. largest: the largest that may come.
+    images: (B, 1, H, W). sigma: (B,) pixels. largest: the largest that may occur.
     """
     reach = max(1, math.ceil(2 * largest))
     places = torch.arange(-reach, reach + 1, device=images.device)

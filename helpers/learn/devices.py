@@ -47,7 +47,7 @@ def pick_precision(device: torch.device, precision: str = "auto") -> str:
 
 
 class Scans:
-    """An array or memory map, given out as float32 batches on the device.
+    """An array or memory map, handed out as float32 batches on the device.
 
     volumes: uint8 (N, D, H, W), or features of their slices as float16 (N, D, F).
 
@@ -87,7 +87,7 @@ def seeded(device: torch.device, *numbers: int) -> Iterator[torch.Generator]:
     """Random numbers that depend on `numbers` alone; the caller's own go on afterwards.
 
     The generator is the same on every rank of `ranks`; torch's own numbers, which dropout
-    draws from, are others on each.
+    draws from, differ from rank to rank.
     """
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -165,7 +165,7 @@ def bytes_kept(model: nn.Module, shape: tuple) -> int:
 
 
 def free_memory() -> int | None:
-    """Bytes that this process can still take; None where nobody says."""
+    """Bytes that this process can still take; None where that cannot be found out."""
     try:
         import psutil
     except ImportError:

@@ -1,4 +1,4 @@
-"""What a frozen encoder sees in every slice, computed once, and trainings that start from there."""
+"""What a frozen encoder sees in every slice, computed once, and training that starts from there."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def encode_scans(
 
     encoder: (n, 3, H, W) in [0, 1] to (n, F), taken as it is; its channels are the slice below,
     the slice and the slice above. volumes: uint8 (N, D, H, W). pixels: enlarge or reduce the
-    slices to so many a side first. chunk: slices encoded at a time. precision: "auto" is fp16 on
+    slices to this many a side first. chunk: slices encoded at a time. precision: "auto" is fp16 on
     CUDA, which rounds ten times finer than bf16: the slices of a scan differ by little.
     """
     used = pick_device(device)

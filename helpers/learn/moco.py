@@ -167,9 +167,9 @@ def pretrain(
 def top1_accuracy(network: nn.Module, one: torch.Tensor, other: torch.Tensor) -> float:
     """How often, of all the other views of a batch, that of the same image is the most similar.
 
-    one, other: two views of each image, (B, 1, H, W); chance is 1 / B. One network makes both and
-    no gradient: how often the right key beats the queue would be no measure, since the newest keys
-    are the most similar ones even where nothing was learned.
+    one, other: two views of each image, (B, 1, H, W); chance is 1 / B. One network encodes
+    both, without a gradient: how often the right key beats the queue would be no measure, since the
+    newest keys are the most similar ones even where nothing was learned.
     """
     was_training = network.training
     network.eval()

@@ -106,7 +106,7 @@ def check_shards(n_train: int, n_validation: int, batch_size: int) -> None:
 
 @contextmanager
 def rank_0_first() -> Iterator[None]:
-    """Rank 0 runs the block, then the others do, and all go on when all are through.
+    """Rank 0 runs the block, then the others do, and all go on when all have finished.
 
     RuntimeError in the others when it failed in rank 0.
     """
@@ -202,10 +202,10 @@ def global_batch_norm(norm: _BatchNorm, values: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def parallel(model: nn.Module) -> Iterator[nn.Module]:
-    """Give out `model` so that calling it trains on the shares of a batch as on the whole.
+    """Yield `model` so that calling it trains on the shares of a batch as on the whole.
 
-    The gradient is the mean of the ranks' gradients: weigh a rank's mean loss with its share of
-    the batch times the number of processes. Inside, the BatchNorm modules compute with
+    The gradient is the mean of the ranks' gradients: multiply a rank's mean loss by its share
+    of the batch and by the number of processes. Inside, the BatchNorm modules compute with
     `global_batch_norm`; they stay what they are, so that the model's text and the names of its
     weights do too, and a checkpoint fits one process and many.
     """

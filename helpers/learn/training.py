@@ -40,7 +40,7 @@ from helpers.storage.progress import progress
 def learning_rate_factor(step: int, n_steps: int, n_warmup: int) -> float:
     """The part of the full learning rate to use at `step` (0 to n_steps - 1).
 
-    It rises in a line over the first n_warmup steps, reaches 1, and falls along half a cosine
+    It rises linearly over the first n_warmup steps, reaches 1, and falls along half a cosine
     to almost 0 (Loshchilov and Hutter 2017, arXiv 1608.03983).
     """
     if step < n_warmup:
@@ -244,7 +244,7 @@ def train_one_epoch(
 ) -> dict[str, float]:
     """One pass over the rows in random order; `epoch` counts from 0.
 
-    network: the model, as `ranks.parallel` gives it out. The spans of time that torch's
+    network: the model, as `ranks.parallel` yields it. The spans of time that torch's
     profiler sees are called load, augment, forward, backward and step.
     """
     batches = range(0, len(rows), settings["batch_size"])
@@ -292,7 +292,7 @@ def check_loss(loss: float, epoch: int, settings: dict) -> None:
 
 
 def follow_gradient(components: dict, loss: torch.Tensor, clip: float) -> None:
-    """The gradient of the loss, cut to the length `clip`, and a step of the optimizer.
+    """Compute the loss's gradient, clip it to the length `clip`, and let the optimizer step.
 
     The scaler leaves the step out where a gradient in fp16 overflowed.
     """

@@ -20,16 +20,17 @@ and once as written) and a product of two 8192 × 8192 matrices of random number
     "steps": """## One training step
 
 64 × 256 × 256, random voxels, the step of the course's own training loop: load, augment, forward,
-loss, backward, clip, AdamW. Median of up to eight steps after three that do not count; memory is
-what torch's tensors took at most. "Of the matrix speed" are the operations of the network's
-convolutions and matrix products over what the card does in that number format (fp32: TF32). "Of the
-bandwidth" counts only what the forward pass keeps, written once and read once, so more is moved.
+loss, backward, clip, AdamW. Median of up to eight steps, after three that do not count; memory is
+the most that torch's tensors took. "Of the matrix speed" are the operations of the network's
+convolutions and matrix products, divided by what the card does in that number format (fp32: TF32).
+"Of the bandwidth" counts only what the forward pass keeps, written once and read once; in truth
+more is moved.
 `still` is without augmentation, `chunk16` encodes 16 slices at a time instead of 256, `checkpoint`
-computes activations twice instead of keeping them (those of the 3-D networks in four parts).""",
-    "small_card": """## Does a card of 16 GB suffice?
+computes activations twice instead of keeping them (for the 3-D networks in four parts).""",
+    "small_card": """## Is a card of 16 GB enough?
 
-The same step with the memory of the process limited to 15 GB, in fp16 as a T4 does: the largest
-batch, of 16, 8, 4, 2 and 1, that trained. It says nothing about a T4's speed.""",
+The same step with the memory of the process limited to 15 GB, in fp16 as on a T4: the largest
+batch that trained, of 16, 8, 4, 2 and 1. It says nothing about a T4's speed.""",
     "features": """## Features of a cohort, once
 
 The frozen ImageNet encoder over all 64 slices of every scan of the phantom cohort (200 scans,
@@ -37,7 +38,8 @@ The frozen ImageNet encoder over all 64 slices of every scan of the phantom coho
     "agreement": """## The same numbers as the CPU's
 
 Loss and gradient of one scan, beside the CPU's in fp32. Gradient error: the length of the
-difference over the length of the CPU's gradient. The 3-D CNN's BatchNorm sees one scan only.""",
+difference, divided by the length of the CPU's gradient. The 3-D CNN's BatchNorm sees one scan
+only.""",
     "mechanics": """## Loading, overflow, resuming, ranks
 
 The overflow is made on purpose: fp16 with a loss scale of 2⁴⁰. The scaler must leave out every step
@@ -46,11 +48,11 @@ there is one card.""",
     "scans": """## Whole trainings on the phantom cohort
 
 200 synthetic scans, 64 × 256 × 256, five folds by patient, every scan predicted by a network that
-did not see it, weights of the last epoch, no choice by these scores; bf16. AUC of the pooled
-predictions with its 95 % interval (bootstrap over patients). The phantom is no patient.""",
+did not train on it, weights of the last epoch, nothing chosen by these scores; bf16. AUC of the
+pooled predictions with its 95 % interval (bootstrap over patients). The phantom is no patient.""",
     "images": """## Whole trainings on 2-D images
 
-{about} Test part read once a network, threshold from validation, 95 % intervals by
+{about} The test part was read once for each network; threshold from validation, 95 % intervals by
 bootstrap over patients, COVID positive. The scores are those of the mean of the seeds'
 probabilities (an ensemble); "single seeds" are the AUCs of each. "External AUC": the same networks
 on images of another collection, none of which was used for training or for any choice (intervals by
