@@ -1,0 +1,147 @@
+"""Does a test notice? Small faults are put into the code, one at a time, and its tests are run.
+
+    python -m tests.mutations            # all of them
+    python -m tests.mutations training   # those of one module
+
+A fault is a slip of the hand in one line on which a result hangs: in reading, preprocessing, the
+split, training, scores. It is made in a copy of the course, and caught if a test fails that is
+named with its module. What is not caught is printed; the exit status is how many.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# module: its tests, and pairs of what stands there and what a slip makes of it
+FAULTS = {
+    "learn/training.py": (
+        "training moco",
+        [
+            ("return (step + 1) / n_warmup", "return step / n_warmup"),
+            ("math.cos(math.pi * progress)", "math.cos(progress)"),
+            (
+                "np.sum(labels == 0) / np.sum(labels == 1)",
+                "np.sum(labels == 1) / np.sum(labels == 0)",
+            ),
+            ("nn.utils.clip_grad_norm_(model.parameters(), clip)", "pass"),
+            ("pos_weight=pos_weight", "weight=pos_weight"),
+            ("optimizer.zero_grad()", "pass"),
+            ('p.ndim <= 1], "weight_decay": 0.0', 'p.ndim <= 1], "weight_decay": weight_decay'),
+            ("    network.train()", "    pass"),
+            ('settings["seed"], epoch)', 'settings["seed"])'),
+            ("total += batch_loss * len(chosen)", "total += batch_loss"),
+            ('folder / f"{keep}.pt"', 'folder / "best.pt"'),
+            ('"data": describe(volumes, labels, train_rows, validation_rows)', '"data": ""'),
+            ("roc_auc_score(labels, logits)", "roc_auc_score(labels, -logits)"),
+            ("targets[own].to(", "targets[own].flip(0).to("),
+        ],
+    ),
+    "learn/checkpoints.py": (
+        "training moco",
+        [
+            ("epochs_since_best(history) == 0", "True"),
+            ("    _load_optimizer(components, state, path)", "    pass"),
+            ("losses.index(min(losses))", "losses.index(max(losses))"),
+            ("if before != now:", "if False:"),
+            (".tobytes(), checksum)", ".tobytes())"),
+        ],
+    ),
+    "learn/augmentation.py": (
+        "augmentation image_augmentation",
+        [
+            ("width * sine / ratio", "width * sine * ratio"),
+            ("source.clamp(0, n_slices - 1)", "source.clamp(0, n_slices - 2)"),
+            ("own = slice(first, first + len(volumes))", "own = slice(0, len(volumes))"),
+            ("places / stretch.view(-1, 1)", "places * stretch.view(-1, 1)"),
+            ("1 + draw(gain), draw(offset)", "1 + draw(gain), draw(gain)"),
+        ],
+    ),
+    "learn/prediction.py": (
+        "training models",
+        [("    network.eval()", "    pass"), ("scans.device, 0)", "scans.device, id(rows))")],
+    ),
+    "learn/moco.py": (
+        "moco",
+        [
+            ("slow.lerp_(fast, 1 - self.momentum)", "slow.lerp_(fast, self.momentum)"),
+            ("torch.cat([right, wrong], dim=1)", "torch.cat([wrong, right], dim=1)"),
+            ("self.oldest + len(keys)) %", "self.oldest + 1) %"),
+            ("/ self.temperature", "* self.temperature"),
+            ("np.argsort(-features", "np.argsort(features"),
+            (
+                "one, other = augment(batch, generator), augment(batch, generator)",
+                "one = other = augment(batch, generator)",
+            ),
+        ],
+    ),
+    "learn/networks.py": (
+        "models lite0 image_models",
+        [
+            ("volumes[:, :1], volumes[:, :-1]", "volumes[:, :1], volumes[:, 1:]"),
+            ("float().softmax(dim=1)", "float().softmax(dim=0)"),
+            ("scatter(1, order, attention)", "scatter(1, order.flip(1), attention)"),
+            ("(images - 0.498) / 0.502", "images / 0.502"),
+            ("nn.init.zeros_(self.layers[-1].weight)", "pass"),
+            ("self.standardise(features).unflatten", "features.unflatten"),
+            ("whole = self.kernel - (2 if", "whole = self.kernel - (1 if"),
+            (
+                "maps + self.layers(maps) if self.has_shortcut",
+                "self.layers(maps) if self.has_shortcut",
+            ),
+        ],
+    ),
+    "learn/features.py": (
+        "features",
+        [
+            ("np.flatnonzero(fold_of != fold)", "np.flatnonzero(fold_of >= 0)"),
+            ("shuffle=True, ", ""),
+        ],
+    ),
+    "learn/devices.py": (
+        "training moco",
+        [("div_(255)", "div_(256)"), ("torch.manual_seed(seed + ranks.rank())", "pass")],
+    ),
+}
+
+
+def is_caught(folder: Path, module: str, tests: str, before: str, after: str) -> bool:
+    """Whether a test fails while the module reads `after` where it reads `before`."""
+    path = folder / "helpers" / module
+    text = path.read_text(encoding="utf-8")
+    if before not in text:
+        raise SystemExit(f"{module}: does not say {before!r}; correct the list of faults")
+    path.write_text(text.replace(before, after, 1), encoding="utf-8")
+    files = [f"tests/test_{name}.py" for name in tests.split()]
+    command = [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider", *files]
+    quiet = {**os.environ, "TQDM_DISABLE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=folder, env=quiet, capture_output=True)
+    path.write_text(text, encoding="utf-8")
+    return done.returncode == 1
+
+
+def main(names: list[str]) -> int:
+    """Try the faults of all modules, or of those whose path holds one of the names."""
+    n, n_caught = 0, 0
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("helpers", "tests", "notebooks", "docs"):
+            shutil.copytree(ROOT / name, Path(folder, name))
+        for path in ROOT.glob("*.*"):
+            shutil.copy(path, folder)
+        for module, (tests, faults) in FAULTS.items():
+            for fault in faults if not names or any(name in module for name in names) else ():
+                caught = is_caught(Path(folder), module, tests, *fault)
+                n, n_caught = n + 1, n_caught + caught
+                print("caught" if caught else "MISSED", module, *fault, sep=" | ", flush=True)
+    print(f"{n_caught} of {n} faults caught")
+    return n - n_caught
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
