@@ -146,6 +146,14 @@ def test_evaluate_widens_every_interval_when_patients_have_several_studies():
         assert naive[name].high - naive[name].low < 0.7 * (once[name].high - once[name].low), name
 
 
+def test_all_right_is_all_right_whatever_the_patients():
+    rng = np.random.default_rng(0)
+    for n in range(1, 300):
+        patients = rng.integers(rng.integers(1, 50), size=n)
+        assert metrics.proportion(np.ones(n, bool), patients).value == 1
+        assert metrics.proportion(np.zeros(n, bool), patients).value == 0
+
+
 @pytest.mark.parametrize("n_images", [1, 3])
 @pytest.mark.parametrize("is_right", [True, False])
 def test_perfect_and_worst_scores_keep_the_interval_that_their_patients_allow(n_images, is_right):
@@ -286,9 +294,8 @@ def test_delong_equals_the_placement_loops(decimals):
     half = norm.ppf(0.975) * spread
     assert result["difference"] == pytest.approx((difference, difference - half, difference + half))
     assert result["p_value"] == pytest.approx(2 * norm.cdf(-abs(difference) / spread))
-    half = norm.ppf(0.95) * np.sqrt(covariance[1, 1])
-    interval = metrics.delong(labels, a, b, confidence=0.9)["auc_b"]
-    assert interval.value - interval.low == pytest.approx(half)
+    half = norm.ppf(0.975) * np.sqrt(covariance[1, 1])
+    assert result["auc_b"].value - result["auc_b"].low == pytest.approx(half)
 
 
 def test_delong_agrees_with_the_bootstrap_on_the_variance():
@@ -377,8 +384,11 @@ def test_evaluate_gives_every_score_and_the_counts_behind_it():
     for name, value in expected.items():
         assert result[name].value == pytest.approx(value), name
         assert result[name].low <= value <= result[name].high, name
-    assert result["sensitivity"] == metrics.wilson(result["true_positive"], 18)
-    assert result["specificity"] == metrics.wilson(result["true_negative"], 22)
+    for name, n, hits in (
+        ("sensitivity", 18, "true_positive"),
+        ("specificity", 22, "true_negative"),
+    ):
+        assert result[name] == pytest.approx(metrics.wilson(result[hits], n))
     json.dumps(result, allow_nan=False)
 
 

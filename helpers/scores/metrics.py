@@ -57,10 +57,8 @@ def effective_number(patients) -> float:
 
 def proportion(hits, patients=None) -> Interval:
     """The share of true among `hits` (N,), with Wilson's interval of the effective number."""
-    patients = _patients(hits, patients)
-    return wilson(
-        np.sum(hits) * (effective_number(patients) / len(hits)), effective_number(patients)
-    )
+    n = effective_number(_patients(hits, patients))
+    return wilson(np.mean(hits) * n, n)
 
 
 def auc(labels, scores) -> float:
@@ -101,7 +99,7 @@ def bootstrap_values(
 
 
 def bootstrap(
-    statistic, labels, scores, patients=None, n_resamples=N_RESAMPLES, confidence=0.95, seed=0
+    statistic, labels, scores, patients=None, n_resamples=N_RESAMPLES, seed=0
 ) -> Interval:
     """The statistic with its percentile bootstrap interval, from `bootstrap_values`.
 
@@ -110,7 +108,7 @@ def bootstrap(
     formulas instead. Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993).
     """
     values = bootstrap_values(statistic, labels, scores, patients, n_resamples, seed)
-    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(values, [0.025, 0.975])
     return Interval(float(statistic(*_checked(labels, scores))), float(low), float(high))
 
 
@@ -174,13 +172,13 @@ def balanced(sensitivity: Interval, specificity: Interval) -> Interval:
     return Interval(value, float(value - below), float(value + above))
 
 
-def delong(labels, scores_a, scores_b, confidence=0.95) -> dict:
+def delong(labels, scores_a, scores_b) -> dict:
     """Compare two models' AUCs on the same studies, one a patient, at least two of each class.
 
     Returns Intervals auc_a, auc_b and difference, and p_value, NaN if the difference has no
     variance. Sources: DeLong, Biometrics 44:837 (1988); Sun & Xu, IEEE SPL 21:1389 (2014).
     """
-    z, shares = norm.ppf(0.5 + confidence / 2), []
+    z, shares = norm.ppf(0.975), []
     for each in (scores_a, scores_b):
         labels, scores = _checked(labels, each)
         beaten = rankdata(scores)
