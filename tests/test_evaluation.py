@@ -20,6 +20,7 @@ from sklearn.metrics import (
 )
 
 from helpers.scores import baselines, metrics
+from tests.benchmarks import coverage
 
 INTERVALS = [*metrics.METRICS, "accuracy", "f1"]
 
@@ -233,6 +234,25 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
         for name, (_, low, high) in found.items():
             inside[name] += low <= truth[name] <= high
     assert all(0.92 <= n / 400 <= 0.99 for n in inside.values()), inside
+
+
+def test_the_simulation_of_coverage_knows_the_truth_and_counts_what_holds_it():
+    labels, scores, _ = coverage.draw(np.random.default_rng(0), 0.9, [1] * 60_000)
+    called = scores >= coverage.threshold(0.9)
+    assert roc_auc_score(labels, scores) == pytest.approx(0.9, abs=0.005)
+    expected = average_precision_score(labels, scores)
+    assert coverage.true_average_precision(0.9) == pytest.approx(expected, abs=0.005)
+    assert coverage.true_rate(0.9) == pytest.approx(f1_score(labels, called), abs=0.005)
+    labels, scores, patients = coverage.draw(np.random.default_rng(0), 0.5, [2] * 20_000)
+    assert np.corrcoef(scores[::2], scores[1::2])[0, 1] == pytest.approx(0.5, abs=0.02)
+    methods = {
+        "always": lambda *_: metrics.Interval(0.5, 0, 1),
+        "never": lambda *_: metrics.Interval(0.5, 0.1, 0.2),
+    }
+    table = coverage.table(methods, lambda _, area: area, lambda n: [1] * n, 2)
+    *_, always, never = table.splitlines()
+    assert always == "| always |" + " 100.0 (1.00) |" * 6
+    assert never == "| never |" + " 0.0 (0.10) |" * 6
 
 
 @pytest.mark.parametrize("seed", range(4))
