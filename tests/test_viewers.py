@@ -492,18 +492,6 @@ def test_mask_from_a_file(cohort):
         np.testing.assert_array_equal(scan.lesion, expected.sum(axis=(1, 2)))
 
 
-def test_real_masks_from_files(real_data):
-    for path in sorted((real_data / "mosmed" / "masks").glob("*.nii.gz"))[:2]:
-        image = nib.as_closest_canonical(nib.load(path))
-        expected = np.asarray(image.dataobj).transpose(2, 1, 0)[:, ::-1, ::-1] > 0
-        viewer = explore(np.full(expected.shape, -800, np.int16), mask=path)
-        np.testing.assert_array_equal(viewer.scans[0].mask, expected)
-        index = viewer.point(viewer.scans[0])[0]
-        assert expected[index].sum() == expected.sum(axis=(1, 2)).max() > 0
-        picture = render(viewer.scans[0].hu, index=index, mask=expected, opacity=1, marks=False)
-        np.testing.assert_array_equal((picture == MASK_COLOUR).all(axis=-1), expected[index])
-
-
 def test_heat_a_slice():
     hu = np.zeros((20, 5, 5), np.int16)
     heat = np.array([0, 1, 4, 2, 2, 9, 3, 1.0])

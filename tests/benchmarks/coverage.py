@@ -133,7 +133,7 @@ def true_rate(area) -> float:
 
 
 def methods(n_resamples) -> tuple[dict, dict, dict]:
-    """For each table: name -> function of labels, scores, patients, calls that gives an Interval."""
+    """For each table: name -> function of labels, scores, patients, calls -> Interval."""
 
     def boot(statistic, labels, scores, patients=None):
         return bootstrap(statistic, labels, scores, patients, n_resamples)
