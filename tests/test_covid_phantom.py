@@ -191,7 +191,7 @@ def test_finished_twin_is_kept_and_a_broken_one_made_whole(twin, monkeypatch):
         raise AssertionError("made again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(covidct_twin, "_make_all", refuse)
+        patch.setattr(covidct_twin, "make_all", refuse)
         assert covidct_twin.make_twin(root, *size) == root
         assert before == {path: path.stat().st_mtime_ns for path in root.rglob("*")}
         for setting in ({"seed": 1}, {"matrix": 64}, {"n_covid": 31}):

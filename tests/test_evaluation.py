@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import numpy as np
@@ -12,12 +13,16 @@ from sklearn.metrics import (
     average_precision_score,
     balanced_accuracy_score,
     brier_score_loss,
+    f1_score,
     precision_recall_curve,
     roc_auc_score,
     roc_curve,
 )
 
 from helpers.scores import baselines, metrics
+from tests.benchmarks import coverage
+
+INTERVALS = [*metrics.METRICS, "accuracy", "f1"]
 
 
 def simulated(n_positive, n_negative, shift, seed, decimals=None):
@@ -59,7 +64,7 @@ def test_scores_equal_scikit_learn_with_and_without_ties(seed, decimals):
     labels, scores = simulated(23, 31, 0.8, seed, decimals)
     assert metrics.auc(labels, scores) == pytest.approx(roc_auc_score(labels, scores))
     expected = average_precision_score(labels, scores)
-    assert metrics.average_precision(labels, scores) == pytest.approx(expected)
+    assert metrics.average_precision_interval(labels, scores).value == pytest.approx(expected)
     assert metrics.brier(labels, sigmoid(scores)) == pytest.approx(
         brier_score_loss(labels, sigmoid(scores))
     )
@@ -106,41 +111,99 @@ def test_bootstrap_is_seeded_and_one_patient_is_too_few():
         metrics.bootstrap(metrics.auc, [0, 1], [0.1, 0.9], n_resamples=1, seed=one_twice)
 
 
-def test_bootstrap_interval_covers_the_true_auc_about_as_often_as_it_says():
-    truth = norm.cdf(1 / np.sqrt(2))
-    inside = 0
-    for seed in range(120):
-        labels, scores = simulated(40, 40, 1, seed)
-        _, low, high = metrics.bootstrap(metrics.auc, labels, scores, n_resamples=200)
-        inside += low <= truth <= high
-    assert 0.88 <= inside / 120 <= 0.99
+def test_effective_number_of_patients():
+    assert metrics.effective_number(list("abcde")) == 5
+    assert metrics.effective_number(np.repeat(list("abcde"), 7)) == pytest.approx(5)
+    assert metrics.effective_number(["a"] * 9) == 1
+    # the mean over studies that are copies varies as the mean over this many patients would
+    patients = np.repeat(np.arange(4), [1, 1, 3, 7])
+    means = np.random.default_rng(0).normal(size=(40000, 4))[:, patients].mean(axis=1)
+    assert 1 / means.var() == pytest.approx(metrics.effective_number(patients), rel=0.03)
 
 
 def test_copies_of_a_patients_studies_do_not_narrow_the_interval():
     labels, scores = simulated(25, 25, 1, 4)
     four_times = np.repeat(labels, 4), np.repeat(scores, 4), np.repeat(np.arange(50), 4)
-    once = metrics.bootstrap(metrics.auc, labels, scores)
-    clustered = metrics.bootstrap(metrics.auc, *four_times)
-    naive = metrics.bootstrap(metrics.auc, *four_times[:2])
-    assert clustered == pytest.approx(once, abs=1e-9)
-    assert naive.high - naive.low < 0.65 * (once.high - once.low)
+
+    def bootstrap(*data):
+        return metrics.bootstrap(metrics.auc, *data, n_resamples=500)
+
+    for interval in (bootstrap, metrics.auc_interval):
+        once, clustered = interval(labels, scores), interval(*four_times)
+        naive = interval(*four_times[:2])
+        assert clustered == pytest.approx(once, abs=1e-9)
+        assert naive.high - naive.low < 0.65 * (once.high - once.low)
 
 
-def test_evaluate_widens_the_proportions_too_when_patients_have_several_studies():
+def test_evaluate_widens_every_interval_when_patients_have_several_studies():
     labels, logits = simulated(25, 25, 1, 4)
     scores = sigmoid(logits - 0.5)
-    once = metrics.evaluate(labels, scores, 0.5, n_resamples=1000)
+    once = metrics.evaluate(labels, scores, 0.5)
     four_times = np.repeat(labels, 4), np.repeat(scores, 4)
-    patients = np.repeat(np.arange(50), 4)
-    clustered = metrics.evaluate(*four_times, 0.5, patients, n_resamples=1000)
-    naive = metrics.evaluate(*four_times, 0.5, n_resamples=1000)
-    for name in ("accuracy", "sensitivity", "specificity", "balanced_accuracy"):
-        width, wide, narrow = (
-            each[name].high - each[name].low for each in (once, clustered, naive)
-        )
-        assert clustered[name].value == pytest.approx(once[name].value)
-        assert wide == pytest.approx(width, rel=0.25)
-        assert narrow < 0.7 * width
+    clustered = metrics.evaluate(*four_times, 0.5, np.repeat(np.arange(50), 4))
+    naive = metrics.evaluate(*four_times, 0.5)
+    for name in INTERVALS:
+        assert clustered[name] == pytest.approx(once[name], abs=1e-9), name
+        assert naive[name].high - naive[name].low < 0.7 * (once[name].high - once[name].low), name
+
+
+def test_all_right_is_all_right_whatever_the_patients():
+    rng = np.random.default_rng(0)
+    for n in range(1, 300):
+        patients = rng.integers(rng.integers(1, 50), size=n)
+        assert metrics.proportion(np.ones(n, bool), patients).value == 1
+        assert metrics.proportion(np.zeros(n, bool), patients).value == 0
+
+
+@pytest.mark.parametrize("n_images", [1, 3])
+@pytest.mark.parametrize("is_right", [True, False])
+def test_perfect_and_worst_scores_keep_the_interval_that_their_patients_allow(n_images, is_right):
+    labels = np.repeat([0, 1], 12 * n_images)
+    patients = np.repeat(np.arange(24), n_images)
+    scores = np.where(labels == is_right, 0.9, 0.2)
+    found = metrics.evaluate(labels, scores, 0.5, patients)
+    assert found["sensitivity"] == pytest.approx(metrics.wilson(12 * is_right, 12))
+    assert found["accuracy"] == pytest.approx(metrics.wilson(24 * is_right, 24))
+    for name in (name for name in INTERVALS if name != "brier"):
+        value, low, high = found[name]
+        assert value == is_right or name == "average_precision"
+        assert low - 1e-12 <= value <= high + 1e-12 and high - low > 0.1, name
+
+
+def newcombe(value, n, m):
+    """Newcombe's method 5 by trying a million true AUCs."""
+    area = np.linspace(1e-7, 1 - 1e-7, 1_000_000)
+    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
+    others = (n + m) / 2 - 1
+    variance = (area * (1 - area) + others * (q1 + q2 - 2 * area**2)) / (n * m)
+    inside = area[(value - area) ** 2 <= norm.ppf(0.975) ** 2 * variance]
+    return inside.min(), inside.max()
+
+
+@pytest.mark.parametrize(("n", "m", "shift"), [(15, 15, 1), (8, 30, 2), (100, 40, 0), (6, 6, -2)])
+def test_auc_interval_is_newcombes(n, m, shift):
+    labels, scores = simulated(n, m, shift, 0)
+    value, low, high = metrics.auc_interval(labels, scores)
+    assert value == pytest.approx(roc_auc_score(labels, scores))
+    assert (low, high) == pytest.approx(newcombe(value, n, m), abs=3e-6)
+    mirrored = metrics.auc_interval(labels, -scores)
+    assert mirrored == pytest.approx((1 - value, 1 - high, 1 - low))
+
+
+@pytest.mark.parametrize("patients", [None, np.repeat(np.arange(10), 3)])
+def test_a_better_auc_has_a_better_interval_all_the_way_to_one(patients):
+    labels, scores = np.repeat([0, 1], 15), np.arange(30.0)
+    ends = []
+    for place in range(15, -1, -1):
+        worse = scores.copy()
+        worse[15] = place - 0.5  # below ever fewer healthy studies
+        ends.append(metrics.auc_interval(labels, worse, patients))
+    assert all(np.diff(ends, axis=0)[:-1].max(axis=0) < 0)
+    perfect = metrics.auc_interval(labels, scores, patients)
+    assert perfect[::2] == (1, 1) and perfect.low > ends[1].low
+    assert perfect.low - ends[1].low < 0.05, "no leap at the end"
+    if patients is None:
+        assert perfect.low == pytest.approx(0.865, abs=5e-4)
 
 
 def test_perfect_auc_keeps_a_lower_end_that_a_simulation_confirms():
@@ -154,13 +217,63 @@ def test_perfect_auc_keeps_a_lower_end_that_a_simulation_confirms():
     assert 0.003 < np.mean(negative.max(axis=1) < positive.min(axis=1)) < 0.05
     more = metrics.auc_interval(np.repeat([0, 1], 60), np.arange(120.0))
     assert low < more.low < 1
-    doubled = np.repeat(labels, 2), np.repeat(scores, 2), np.repeat(np.arange(24), 2)
-    assert metrics.auc_interval(*doubled).low == pytest.approx(low)
 
 
-def test_auc_interval_is_the_bootstraps_when_the_classes_overlap():
-    labels, scores = simulated(15, 15, 1, 0)
-    assert metrics.auc_interval(labels, scores) == metrics.bootstrap(metrics.auc, labels, scores)
+def test_intervals_hold_the_truth_about_as_often_as_they_say():
+    shift = np.sqrt(2) * norm.ppf(0.9)
+    truth = {"auc": 0.9, "f1": norm.cdf(shift / 2), "sensitivity": norm.cdf(shift / 2)}
+    inside = dict.fromkeys(truth, 0)
+    for seed in range(400):
+        labels, scores = simulated(20, 20, shift, seed)
+        called = scores >= shift / 2
+        found = {
+            "auc": metrics.auc_interval(labels, scores),
+            "f1": metrics.f1_interval(labels, called),
+            "sensitivity": metrics.proportion(called[labels == 1]),
+        }
+        for name, (_, low, high) in found.items():
+            inside[name] += low <= truth[name] <= high
+    assert all(0.92 <= n / 400 <= 0.99 for n in inside.values()), inside
+
+
+def test_the_simulation_of_coverage_knows_the_truth_and_counts_what_holds_it():
+    labels, scores, _ = coverage.draw(np.random.default_rng(0), 0.9, [1] * 60_000)
+    called = scores >= coverage.threshold(0.9)
+    assert roc_auc_score(labels, scores) == pytest.approx(0.9, abs=0.005)
+    expected = average_precision_score(labels, scores)
+    assert coverage.true_average_precision(0.9) == pytest.approx(expected, abs=0.005)
+    assert coverage.true_rate(0.9) == pytest.approx(f1_score(labels, called), abs=0.005)
+    labels, scores, patients = coverage.draw(np.random.default_rng(0), 0.5, [2] * 20_000)
+    assert np.corrcoef(scores[::2], scores[1::2])[0, 1] == pytest.approx(0.5, abs=0.02)
+    methods = {
+        "always": lambda *_: metrics.Interval(0.5, 0, 1),
+        "never": lambda *_: metrics.Interval(0.5, 0.1, 0.2),
+    }
+    table = coverage.table(methods, lambda _, area: area, lambda n: [1] * n, 2)
+    *_, always, never = table.splitlines()
+    assert always == "| always |" + " 100.0 (1.00) |" * 6
+    assert never == "| never |" + " 0.0 (0.10) |" * 6
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_f1_equals_scikit_learn_and_its_interval_is_that_of_the_jaccard_index(seed):
+    labels, scores = simulated(14, 22, 1, seed)
+    called = scores > 0.7
+    value, low, high = metrics.f1_interval(labels, called)
+    assert value == pytest.approx(f1_score(labels, called))
+    n = int(np.sum(called | (labels == 1)))
+    theirs = binomtest(int(np.sum(called & (labels == 1))), n).proportion_ci(method="wilson")
+    ends = [2 * star / (1 + star) for star in (theirs.low, theirs.high)]
+    assert (low, high) == pytest.approx(ends)
+
+
+def test_average_precision_has_wilsons_interval_of_the_positive_patients():
+    labels, scores = simulated(14, 22, 1, 0)
+    value, low, high = metrics.average_precision_interval(labels, scores)
+    assert (value, low, high) == pytest.approx(metrics.wilson(value * 14, 14))
+    patients = np.where(labels == 1, np.arange(36) // 2, np.arange(36))
+    clustered = metrics.average_precision_interval(labels, scores, patients)
+    assert clustered == pytest.approx(metrics.wilson(value * 7, 7))
 
 
 def test_balanced_interval_covers_and_keeps_a_width_at_one():
@@ -201,9 +314,8 @@ def test_delong_equals_the_placement_loops(decimals):
     half = norm.ppf(0.975) * spread
     assert result["difference"] == pytest.approx((difference, difference - half, difference + half))
     assert result["p_value"] == pytest.approx(2 * norm.cdf(-abs(difference) / spread))
-    half = norm.ppf(0.95) * np.sqrt(covariance[1, 1])
-    interval = metrics.delong_interval(labels, b, confidence=0.9)
-    assert interval.value - interval.low == pytest.approx(half)
+    half = norm.ppf(0.975) * np.sqrt(covariance[1, 1])
+    assert result["auc_b"].value - result["auc_b"].low == pytest.approx(half)
 
 
 def test_delong_agrees_with_the_bootstrap_on_the_variance():
@@ -233,9 +345,9 @@ def test_delong_on_equal_opposite_and_constant_scores():
     assert metrics.delong(labels, scores, -scores)["p_value"] < 0.01
     perfect, constant = labels.astype(float), np.zeros(40)
     assert np.isnan(metrics.delong(labels, perfect, constant)["p_value"])
-    near = metrics.delong_interval([0, 0, 0, 1, 1, 1], [1, 2, 4, 3, 5, 6])
-    assert near.high == 1
-    far = metrics.delong_interval([0, 0, 0, 1, 1, 1], [2, 5, 6, 1, 3, 4])
+    labels = [0, 0, 0, 1, 1, 1]
+    assert metrics.delong(labels, [1, 2, 4, 3, 5, 6], scores[:6])["auc_a"].high == 1
+    far = metrics.delong(labels, [2, 5, 6, 1, 3, 4], scores[:6])["auc_a"]
     assert far.low == 0 < far.value
     with pytest.raises(ValueError, match="two studies of each class"):
         metrics.delong([0, 0, 1], [1, 2, 3], [1, 2, 3])
@@ -284,6 +396,7 @@ def test_evaluate_gives_every_score_and_the_counts_behind_it():
         "average_precision": average_precision_score(labels, scores),
         "brier": brier_score_loss(labels, scores),
         "accuracy": np.mean(called == labels),
+        "f1": f1_score(labels, called),
         "balanced_accuracy": balanced_accuracy_score(labels, called),
         "sensitivity": called[labels == 1].mean(),
         "specificity": 1 - called[labels == 0].mean(),
@@ -291,8 +404,11 @@ def test_evaluate_gives_every_score_and_the_counts_behind_it():
     for name, value in expected.items():
         assert result[name].value == pytest.approx(value), name
         assert result[name].low <= value <= result[name].high, name
-    assert result["sensitivity"] == metrics.wilson(result["true_positive"], 18)
-    assert result["specificity"] == metrics.wilson(result["true_negative"], 22)
+    for name, n, hits in (
+        ("sensitivity", 18, "true_positive"),
+        ("specificity", 22, "true_negative"),
+    ):
+        assert result[name] == pytest.approx(metrics.wilson(result[hits], n))
     json.dumps(result, allow_nan=False)
 
 
@@ -320,8 +436,10 @@ def test_evaluate_refuses_what_it_cannot_judge(labels, scores, message):
 
 
 def test_patients_must_be_named_for_every_study():
-    with pytest.raises(ValueError, match="one per study"):
-        metrics.bootstrap(metrics.auc, [0, 1, 1], [0.1, 0.2, 0.3], patients=[1, 2])
+    bootstrap = functools.partial(metrics.bootstrap, metrics.auc)
+    for function in (bootstrap, metrics.auc_interval, metrics.f1_interval):
+        with pytest.raises(ValueError, match="one per study"):
+            function([0, 1, 1], [0, 1, 1], patients=[1, 2])
 
 
 def test_comparison_table_has_the_majority_class_and_one_row_a_model():
@@ -461,3 +579,21 @@ def test_logistic_regression_standardises_and_repeats_itself():
     assert metrics.auc(labels[40:], probabilities[0]) > 0.85
     with pytest.raises(ValueError, match="at least two"):
         baselines.logistic_regression(features[:3], [0, 0, 1])
+
+
+def test_the_regularisation_is_chosen_with_whole_patients_left_out():
+    rng = np.random.default_rng(0)
+    patients = np.repeat(np.arange(20), 6)
+    labels = patients % 2
+    # the features tell who it is, and not what he has
+    features = rng.normal(size=(20, 60))[patients] + 0.1 * rng.normal(size=(120, 60))
+
+    def chosen(**options):
+        fitted = baselines.logistic_regression(features, labels, **options)
+        return fitted["logisticregression"].C
+
+    assert chosen() > 10 * chosen(patients=patients)
+    two_each = np.array([0, 0, 1, 1, 2, 2, 3, 3])
+    baselines.logistic_regression(features[:8], two_each % 2, patients=two_each)
+    with pytest.raises(ValueError, match="two patients of each class"):
+        baselines.logistic_regression(features[:8], two_each // 3, patients=two_each)

@@ -171,7 +171,7 @@ class Gif:
 
     def __call__(self):
         noise = rng().integers(0, 255, (9, 256, 256), dtype=np.uint8)
-        gifs.save_gif(noise, self.path, size=256, levels=64)
+        gifs.save_gif(noise, self.path, size=256)
         with Image.open(self.path) as picture:
             assert picture.n_frames == 9
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import io
+from types import SimpleNamespace
 
 import matplotlib as mpl
 import numpy as np
@@ -126,30 +128,12 @@ def test_the_patients_right_is_at_the_images_left():
     assert axis.texts[0].get_text() == "R"
 
 
-def test_slices_without_spacing_have_no_axes_and_windows_may_differ():
-    slices = [np.zeros((6, 6))] * 5
-    windows = [None, (-1350, 150), (-160, 240), None, None]
-    figure = plots.show_slices(slices, window=windows, columns=3)
-    assert len(figure.axes) == 5
-    titles = [axis.get_title() for axis in figure.axes]
-    expected = ["", "\N{MINUS SIGN}1350 to 150 HU", "\N{MINUS SIGN}160 to 240 HU", "", ""]
-    assert titles == expected
+def test_slices_without_spacing_have_no_axes():
+    figure = plots.show_slices([np.zeros((6, 6))] * 5, columns=3)
+    assert [axis.get_title() for axis in figure.axes] == [""] * 5
     assert all(len(axis.get_xticks()) == 0 and not axis.get_xlabel() for axis in figure.axes)
     rows = {round(axis.get_position().y0, 2) for axis in figure.axes}
     assert len(rows) == 2
-
-
-def test_a_mask_is_outlined_where_it_is():
-    mask = np.zeros((20, 20))
-    mask[4:8, 10:16] = 1
-    figure = plots.show_slices([np.zeros((20, 20))] * 2, spacing=(2, 3), mask=[mask, None])
-    outlined, plain = figure.axes
-    corners = np.vstack([path.vertices for path in outlined.collections[0].get_paths()])
-    assert corners.min(axis=0) == pytest.approx((10 * 3, 4 * 2))
-    assert corners.max(axis=0) == pytest.approx((16 * 3, 8 * 2))
-    assert not plain.collections
-    empty = plots.show_slices([np.zeros((20, 20))], mask=[np.zeros((20, 20))])
-    assert not empty.axes[0].collections
 
 
 def test_class_balance_counts(cohort):
@@ -210,35 +194,61 @@ def test_roc_and_pr_draw_the_curves_that_were_computed(predictions):
             assert np.ptp(corners[at, 1]) == pytest.approx(high[30] - low[30])
         assert axis.get_aspect() == 1
     roc_legend, pr_legend = (axis.get_legend().get_texts() for axis in figure.axes)
-    area = metrics.auc_interval(labels, scores, n_resamples=50, seed=3)
+    area = metrics.auc_interval(labels, scores)
     assert roc_legend[0].get_text() == f"Bi-LSTM: {area}"
-    precision = metrics.bootstrap(metrics.average_precision, labels, scores, n_resamples=50, seed=3)
+    precision = metrics.average_precision_interval(labels, scores)
     assert pr_legend[0].get_text() == f"Bi-LSTM: {precision}"
     assert list(figure.axes[1].lines[-1].get_ydata()) == [0.5, 0.5]
 
 
+def test_the_legend_says_what_the_table_says(predictions):
+    labels, scores = predictions
+    patients = np.arange(40) // 2
+    legends = plots.roc_and_pr({"model": predictions}, patients).axes
+    evaluated = metrics.evaluate(labels, scores, 0.5, patients)
+    table = metrics.comparison_table({"model": (labels, scores, 0.5)}, patients)
+    for axis, name in zip(legends, ("auc", "average_precision"), strict=True):
+        [words] = axis.get_legend().get_texts()
+        assert words.get_text() == f"model: {evaluated[name]}"
+        assert table.loc["model", name.replace("_", " ")] == str(evaluated[name])
+    functions = plots.roc_and_pr, metrics.evaluate, metrics.comparison_table, metrics.curve_bands
+    for function in (*functions, metrics.bootstrap):
+        defaults = inspect.signature(function).parameters
+        assert (defaults["n_resamples"].default, defaults["seed"].default) == (2000, 0)
+
+
 def test_reliability_diagram_draws_the_bins_and_their_intervals(predictions):
     labels, scores = predictions
-    axis = plots.reliability_diagram(labels, scores, n_bins=4).axes[0]
-    bins = metrics.reliability(labels, scores, 4)
+    axis = plots.reliability_diagram(labels, scores).axes[0]
+    bins = metrics.reliability(labels, scores)
     line, _, (bars,) = axis.containers[0]
     assert line.get_xdata() == pytest.approx(bins.predicted)
     assert line.get_ydata() == pytest.approx(bins.observed)
     ends = np.array([segment[:, 1] for segment in bars.get_segments()])
     assert ends == pytest.approx(bins[["low", "high"]].to_numpy())
-    assert texts(axis) == ["n=10"] * 4
     assert axis.get_title() == f"Brier score {metrics.brier(labels, scores):.3f}"
+    assert axis.get_xlabel() == "predicted probability\n(bins of 8, 8, 8, 8, 8 studies)"
+
+
+def test_reliability_diagram_of_bins_that_lie_close_can_be_read():
+    probabilities = 0.97 + np.arange(999) * 1e-5
+    figure = plots.reliability_diagram(np.arange(999) % 7 > 0, probabilities)
+    [axis] = figure.axes
+    assert not axis.texts and "(bins of 200, 200, 199, 200, 200 studies)" in axis.get_xlabel()
+    assert figure.get_tightbbox().x0 > -0.1 and figure.get_tightbbox().x1 < 5.1
 
 
 def test_confusion_matrix_counts_by_truth_and_call():
     labels, called = [0, 0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 0, 0, 1]
-    axis = plots.confusion_matrix(labels, called, names=("CT-0", "CT-23")).axes[0]
+    axis = plots.confusion_matrix(labels, called).axes[0]
     at = {tuple(text.get_position()): text.get_text() for text in axis.texts}
     # x is the call, y the truth
     assert at == {(0, 0): "3\n75 %", (1, 0): "1\n25 %", (0, 1): "2\n67 %", (1, 1): "1\n33 %"}
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("predicted", "truth")
-    assert axis.get_yticklabels()[1].get_text() == "CT-23"
+    assert axis.get_yticklabels()[1].get_text() == "COVID"
     assert axis.images[0].get_array().tolist() == [[0.75, 0.25], [2 / 3, 1 / 3]]
+    nobody = plots.confusion_matrix([1, 1], [0, 1]).axes[0]
+    assert [text.get_text() for text in nobody.texts][:2] == ["0\n0 %", "0\n0 %"]
 
 
 def test_training_curves_draw_the_history_and_mark_the_best_epoch(cohort, predictions):
@@ -306,7 +316,7 @@ def gallery_rows():
 def test_failures_gallery_shows_the_worst_first_around_their_slice():
     volumes = np.zeros((4, 30, 8, 8), dtype=np.uint8)
     volumes[:] = np.arange(30)[None, :, None, None] + 50 * np.arange(4)[:, None, None, None]
-    figure = plots.failures_gallery(volumes, gallery_rows(), n_slices=5)
+    figure = plots.failures_gallery(volumes, gallery_rows())
     lines = np.array(figure.axes, dtype=object).reshape(3, 5)
     titles = [line[2].get_title() for line in lines]
     assert titles == [
@@ -352,3 +362,21 @@ def test_marks_can_be_left_out_where_they_would_be_wrong():
     figure = plots.show_slices([colour, np.zeros((8, 10))], marks=[False, True])
     marked = [{text.get_text() for text in axis.texts} for axis in figure.axes]
     assert marked == [set(), {"R", "L"}]
+
+
+def test_live_curve_updates_one_picture_in_a_notebook_and_is_silent_elsewhere(monkeypatch):
+    shown, updated = [], []
+
+    def display(figure, display_id):
+        shown.append(figure)
+        return SimpleNamespace(update=updated.append)
+
+    monkeypatch.setattr(plots, "training_curves", len)
+    monkeypatch.setattr(plots, "display", display)
+    plots.LiveCurve()([1])
+    assert not shown
+    monkeypatch.setattr(plots, "get_ipython", lambda: SimpleNamespace(kernel=1))
+    curve = plots.LiveCurve(every=2)
+    for n in range(1, 7):
+        curve([0] * n)
+    assert (shown, updated) == ([2], [4, 6])

@@ -6,12 +6,9 @@ import io
 import math
 import os
 import pickle
-import sys
-import types
 import zipfile
 from dataclasses import dataclass
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,7 +17,6 @@ from fault_marks import FULL, MISMATCH
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from helpers.figures.plots import LiveCurve
 from helpers.learn import devices, training
 from helpers.learn.checkpoints import CheckpointError
 from helpers.learn.devices import pick_device, pick_precision
@@ -549,43 +545,6 @@ def test_biases_and_norms_are_not_decayed():
     assert all(p.ndim > 1 for p in decayed["params"])
     n = sum(p.numel() for group in (decayed, others) for p in group["params"])
     assert n == sum(p.numel() for p in model.parameters())
-
-
-def test_live_curve_updates_one_picture_in_a_notebook_and_is_silent_elsewhere(monkeypatch):
-    plots = types.ModuleType("helpers.figures.plots")
-    drawn, shown, updated = [], [], []
-
-    class Handle:
-        def update(self, figure):
-            updated.append(figure)
-
-    class Display:
-        @staticmethod
-        def display(figure, display_id):
-            shown.append(figure)
-            return Handle()
-
-    def training_curves(history):
-        figure = plt.figure()
-        drawn.append(len(history))
-        return figure
-
-    plots.training_curves = training_curves
-    monkeypatch.setitem(sys.modules, "helpers.figures.plots", plots)
-    history = pd.DataFrame({"epoch": [1]})
-    LiveCurve()(history)
-    assert drawn == []
-
-    ipython = types.ModuleType("IPython")
-    ipython.display, ipython.get_ipython = Display, lambda: types.SimpleNamespace(kernel=1)
-    plt.close(plt.figure())
-    monkeypatch.setitem(sys.modules, "IPython", ipython)
-    curve = LiveCurve()
-    for n in (1, 2, 3):
-        curve(pd.DataFrame({"epoch": range(n)}))
-    assert drawn == [1, 2, 3]
-    assert (len(shown), len(updated)) == (1, 2)
-    assert plt.get_fignums() == []
 
 
 @pytest.mark.parametrize("clip", [0.5, 1e9])

@@ -126,7 +126,7 @@ def format_rule(table) -> tuple[pd.DataFrame, Interval]:
 
 
 def brightness_auc(images, table, part="test", n_resamples=2000, seed=0) -> tuple[Interval, str]:
-    """AUC of the mean grey value in one part, with its bootstrap interval over patients.
+    """AUC of the mean grey value in one part, with its interval over patients.
 
     Also returns whether COVID is "brighter" or "darker", which train decides. AuditError.
     """

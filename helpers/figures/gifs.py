@@ -13,27 +13,23 @@ from helpers.ct import nifti, preprocessing
 from helpers.figures import rendering
 from helpers.storage.files import write_whole
 
+GREYS = 20  # in the palette; fewer make a smaller file
 
-def save_gif(
-    volume, path, fps=12, size=512, window=(-1000, 400), caption="", levels=20, marks=True
-) -> Path:
+
+def save_gif(volume, path, fps=12, size=512, caption="") -> Path:
     """Write a volume (D, H, W) as a looped GIF that scrolls from the feet to the head.
 
-    volume: HU, shown in the window (low, high), or uint8, shown as it is. size: of a frame, in
-    pixels; slices that are not square are squeezed, so pad them first. caption, marks: words, and
-    the patient's sides, written into every frame. levels: of grey in the palette; fewer make a
-    smaller file. The file appears when it is complete.
+    volume: HU, shown in the course's window, or uint8, shown as it is. size: of a frame, in
+    pixels; slices that are not square are squeezed, so pad them first. caption: words that go
+    into every frame, beside the patient's sides. The file appears when it is complete.
     """
-    grey = volume if volume.dtype == np.uint8 else preprocessing.window(volume, *window) * 255
-    step = 255 / (levels - 1)
-    frames = []
+    grey = volume if volume.dtype == np.uint8 else preprocessing.window(volume) * 255
+    step, frames = 255 / (GREYS - 1), []
     for plane in grey:
-        frame = Image.fromarray(np.rint(plane).astype(np.uint8)).resize(
-            (size, size), Image.Resampling.BOX
-        )
-        frame = (np.rint(np.asarray(frame) / step) * step).astype(np.uint8)
-        sides = "RLAP" if marks else ""
-        frames.append(rendering.annotate(np.stack([frame] * 3, -1), sides, caption)[..., 0])
+        frame = Image.fromarray(np.rint(plane).astype(np.uint8))
+        frame = np.asarray(frame.resize((size, size), Image.Resampling.BOX))
+        frame = (np.rint(frame / step) * step).astype(np.uint8)
+        frames.append(rendering.annotate(np.stack([frame] * 3, -1), "RLAP", caption)[..., 0])
     options = {"extension": ".gif", "duration": 1000 / fps, "loop": 0, "optimize": True}
     imageio.imwrite(packed := io.BytesIO(), np.stack(frames), **options)
     return write_whole(path, lambda file: file.write(packed.getbuffer()))

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
+import sklearn.metrics
+from IPython import get_ipython
+from IPython.display import display
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
@@ -47,40 +50,34 @@ def use_course_style() -> None:
 
 
 def show_slices(
-    slices, titles=None, spacing=None, window=None, caption="", mask=None, columns=4, marks=True
+    slices, titles=None, spacing=None, window=None, caption="", columns=4, marks=True
 ) -> Figure:
     """Slices side by side in grey, with R and L at the patient's right and left.
 
     slices: (H, W), or (H, W, 3) in colour. spacing: mm, (y, x) or a study's (z, y, x), for axes
-    in mm. window: (low, high) in HU, or a list with one or None a slice; None shows the slice's
-    full range. mask: a list with (H, W) or None a slice, drawn as an outline. marks: False, or a
-    list, leaves R and L out where they would be wrong. caption: below, for example "synthetic".
+    in mm. window: (low, high) in HU; None shows each slice's full range. marks: False, or a list,
+    leaves R and L out where they would be wrong. caption: below, for example "synthetic".
     """
     n, columns = len(slices), min(len(slices), columns)
-    windows = [window] * n if window is None or np.isscalar(window[0]) else window
     step_y, step_x = (1, 1) if spacing is None else spacing[-2:]
     n_rows, n_y, n_x = -(-n // columns), *np.shape(slices[0])[:2]
     width = min(WIDTH, 0.8 + 3.6 * columns)
     height = n_rows * (width / columns * (n_y * step_y) / (n_x * step_x) + 0.6) + 0.3
     figure, axes = _figure(n_rows, columns, height, width, caption, grid=False)
+    low, high = window or (None, None)
+    words = f"\n{low:g} to {high:g} HU".replace("-", "\N{MINUS SIGN}") if window else ""
     for axis in axes.flat[n:]:
         axis.remove()
-    for k, (axis, limits) in enumerate(zip(axes.flat, windows, strict=False)):
-        n_y, n_x = np.shape(slices[k])[:2]
-        low, high = limits or (None, None)
-        extent = (0, n_x * step_x, n_y * step_y, 0)
-        axis.imshow(slices[k], cmap="gray", vmin=low, vmax=high, extent=extent)
-        title = titles[k] if titles else ""
-        if limits:
-            title += f"\n{low:g} to {high:g} HU".replace("-", "\N{MINUS SIGN}")
-        if mask is not None and mask[k] is not None and np.any(mask[k]):
-            x, y = (np.arange(n_x) + 0.5) * step_x, (np.arange(n_y) + 0.5) * step_y
-            axis.contour(x, y, mask[k], levels=[0.5], colors=COLOURS[4], linewidths=1.2)
+    for k, (axis, picture) in enumerate(zip(axes.flat, slices, strict=False)):
+        extent = (0, np.shape(picture)[1] * step_x, np.shape(picture)[0] * step_y, 0)
+        axis.imshow(picture, cmap="gray", vmin=low, vmax=high, extent=extent)
         if marks[k] if isinstance(marks, list) else marks:
             _mark_sides(axis)
-        axis.set(title=title.strip(), xlabel="mm", ylabel="mm" if k % columns == 0 else "")
+        axis.set_title(((titles[k] if titles else "") + words).strip())
         if spacing is None:
-            axis.set(xticks=[], yticks=[], xlabel="", ylabel="")
+            axis.set(xticks=[], yticks=[])
+        else:
+            axis.set(xlabel="mm", ylabel="mm" if k % columns == 0 else "")
     return figure
 
 
@@ -88,9 +85,8 @@ def class_balance(table, caption="") -> Figure:
     """Bars of the studies of each category; table: `category`, one row a study."""
     counts = table.category.value_counts().sort_index()
     figure, [[axis]] = _figure(1, 1, 3, 5, caption)
-    bars = axis.bar(
-        counts.index, counts, color=[CATEGORIES.get(name, GREY) for name in counts.index]
-    )
+    colours = [CATEGORIES.get(name, GREY) for name in counts.index]
+    bars = axis.bar(counts.index, counts, color=colours)
     axis.bar_label(bars, [f"{n}\n{100 * n / counts.sum():.2g} %" for n in counts], padding=2)
     axis.set(ylabel="studies", ylim=(0, counts.max() * 1.25))
     axis.grid(visible=False, axis="x")
@@ -108,11 +104,9 @@ def geometry(table, caption="") -> Figure:
     names = sorted(table.category.unique())
     for axis, label, values in zip(axes.flat, labels, columns, strict=True):
         for k, name in enumerate(names):
-            mine = values[table.category == name].to_numpy()
+            mine, colour = values[table.category == name].to_numpy(), CATEGORIES.get(name, GREY)
             spread = k + np.random.default_rng(0).uniform(-0.25, 0.25, len(mine))
-            axis.scatter(
-                mine, spread, s=14, color=CATEGORIES.get(name, GREY), edgecolor=GREY, linewidth=0.3
-            )
+            axis.scatter(mine, spread, s=14, color=colour, edgecolor=GREY, linewidth=0.3)
             axis.vlines(np.median(mine), k - 0.38, k + 0.38, color="black", linewidth=2)
         axis.set(xlabel=label, yticks=range(len(names)), yticklabels=names)
     axes.flat[0].invert_yaxis()
@@ -136,15 +130,20 @@ def split_overview(table, caption="") -> Figure:
     return figure
 
 
-def roc_and_pr(models, patients=None, n_resamples=1000, seed=0, caption="") -> Figure:
-    """ROC and precision-recall curves with 95 % bands, of models: name -> (labels, scores)."""
+def roc_and_pr(
+    models, patients=None, n_resamples=metrics.N_RESAMPLES, seed=0, caption=""
+) -> Figure:
+    """ROC and precision-recall curves with 95 % bands, of models: name -> (labels, scores).
+
+    The intervals in the legend are those of `metrics.evaluate`.
+    """
     figure, [[roc, pr]] = _figure(1, 2, 4.4 + 0.2 * len(models), WIDTH, caption)
-    how = {"patients": patients, "n_resamples": n_resamples, "seed": seed}
     for k, (name, (labels, scores)) in enumerate(models.items()):
-        area = metrics.auc_interval(labels, scores, **how)
-        mean = metrics.bootstrap(metrics.average_precision, labels, scores, **how)
+        area = metrics.auc_interval(labels, scores, patients)
+        mean = metrics.average_precision_interval(labels, scores, patients)
         for axis, kind, interval in ((roc, "roc", area), (pr, "pr", mean)):
-            grid, curve, low, high = metrics.curve_bands(labels, scores, kind, **how)
+            band = metrics.curve_bands(labels, scores, kind, n_resamples, seed, patients)
+            grid, curve, low, high = band
             axis.plot(grid, curve, color=COLOURS[k % 7], label=f"{name}: {interval}")
             axis.fill_between(grid, low, high, color=COLOURS[k % 7], alpha=0.15, linewidth=0)
     roc.plot([0, 1], [0, 1], ":", color=GREY)
@@ -157,34 +156,34 @@ def roc_and_pr(models, patients=None, n_resamples=1000, seed=0, caption="") -> F
     return figure
 
 
-def reliability_diagram(labels, probabilities, n_bins=5, caption="") -> Figure:
-    """Observed share of COVID against the predicted one; bars are Wilson intervals of each bin."""
-    bins = metrics.reliability(labels, probabilities, n_bins)
-    figure, [[axis]] = _figure(1, 1, 4.4, 5, caption)
+def reliability_diagram(labels, probabilities, caption="") -> Figure:
+    """Observed share of COVID against the predicted one; bars are Wilson intervals of each bin.
+
+    The line below tells how many studies each point stands for, from left to right.
+    """
+    bins = metrics.reliability(labels, probabilities)
+    figure, [[axis]] = _figure(1, 1, 4.6, 5, caption)
     axis.plot([0, 1], [0, 1], ":", color=GREY, label="perfect")
     ends = np.abs(bins[["low", "high"]].to_numpy().T - bins.observed.to_numpy())
     axis.errorbar(bins.predicted, bins.observed, ends, fmt="o-", capsize=3, label="this model")
-    for x, y, n in zip(bins.predicted, bins.high, bins["count"], strict=True):
-        axis.text(x, y + 0.02, f"n={n}", fontsize=8, ha="center")
+    counts = ", ".join(map(str, bins["count"]))
     axis.set(title=f"Brier score {metrics.brier(labels, probabilities):.3f}", aspect="equal")
-    axis.set(xlabel="predicted probability", ylabel="observed share of COVID", ylim=(-0.05, 1.1))
+    axis.set(xlabel=f"predicted probability\n(bins of {counts} studies)", ylim=(-0.05, 1.1))
+    axis.set(ylabel="observed share of COVID")
     axis.legend(loc="upper left")
     return figure
 
 
-def confusion_matrix(labels, predictions, names=("no COVID", "COVID"), caption="") -> Figure:
+def confusion_matrix(labels, predictions, caption="") -> Figure:
     """Counts of truth (rows) against prediction (columns), with the percentages of each row."""
-    counts = np.zeros((2, 2), dtype=int)
-    np.add.at(counts, (np.asarray(labels, int), np.asarray(predictions, int)), 1)
+    counts = sklearn.metrics.confusion_matrix(labels, predictions, labels=[0, 1])
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure, [[axis]] = _figure(1, 1, 3.4, 3.8, caption, grid=False)
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (truth, call), share in np.ndenumerate(shares):
-        text, ink = (
-            f"{counts[truth, call]}\n{100 * share:.0f} %",
-            "white" if share > 0.5 else "black",
-        )
-        axis.text(call, truth, text, ha="center", va="center", color=ink, fontsize=12)
+        words, ink = f"{counts[truth, call]}\n{100 * share:.0f} %", "wk"[int(share <= 0.5)]
+        axis.text(call, truth, words, ha="center", va="center", color=ink, fontsize=12)
+    names = ("no COVID", "COVID")
     axis.set(xticks=(0, 1), yticks=(0, 1), xticklabels=names, yticklabels=names)
     axis.set(xlabel="predicted", ylabel="truth")
     return figure
@@ -232,8 +231,8 @@ def intervals(scores, metrics=("auc",), chance=None, caption="") -> Figure:
     return figure
 
 
-def failures_gallery(volumes, rows, threshold=0.5, n=4, n_slices=5, caption="") -> Figure:
-    """The worst wrong calls, worst first, each with slices around the one in its row.
+def failures_gallery(volumes, rows, threshold=0.5, n=4, caption="") -> Figure:
+    """The worst wrong calls, worst first, each with five slices around the one in its row.
 
     volumes: uint8, (N, D, H, W). rows: `row` (place in volumes), `study`, `label`,
     `probability`, `slice`. The slice of the row stands in the middle, framed.
@@ -241,16 +240,15 @@ def failures_gallery(volumes, rows, threshold=0.5, n=4, n_slices=5, caption="") 
     wrong = rows[(rows.probability >= threshold) != (rows.label == 1)]
     wrong = wrong.iloc[np.argsort(-np.abs(wrong.label - wrong.probability))[:n]]
     n_rows = max(len(wrong), 1)
-    figure, axes = _figure(n_rows, n_slices, 2.05 * n_rows, WIDTH, caption, grid=False)
+    figure, axes = _figure(n_rows, 5, 2.05 * n_rows, WIDTH, caption, grid=False)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[], visible=False)
     if not len(wrong):
         figure.suptitle("no wrong calls")
     for line, row in zip(axes, wrong.itertuples(), strict=False):
         volume = volumes[row.row]
-        step = max(1, len(volume) // (3 * n_slices))
-        for k, axis in enumerate(line):
-            place = row.slice + (k - n_slices // 2) * step
+        for axis, step in zip(line, range(-2, 3), strict=True):
+            place = row.slice + step * max(1, len(volume) // 15)
             if 0 <= place < len(volume):
                 axis.imshow(volume[place], cmap="gray", vmin=0, vmax=255)
                 axis.set_title(f"slice {place}", fontsize=8)
@@ -258,8 +256,8 @@ def failures_gallery(volumes, rows, threshold=0.5, n=4, n_slices=5, caption="") 
                 _mark_sides(axis)
         truth = "COVID" if row.label == 1 else "no COVID"
         title = f"{row.study}: {truth}, p = {row.probability:.2f}\nslice {row.slice}"
-        line[n_slices // 2].set_title(title, fontsize=9)
-        line[n_slices // 2].spines[:].set(visible=True, color=COLOURS[1], linewidth=2.5)
+        line[2].set_title(title, fontsize=9)
+        line[2].spines[:].set(visible=True, color=COLOURS[1], linewidth=2.5)
     return figure
 
 
@@ -310,21 +308,9 @@ class LiveCurve:
         self.every, self.display = every, None
 
     def __call__(self, history: pd.DataFrame) -> None:
-        if len(history) % self.every:
+        if len(history) % self.every or not hasattr(get_ipython(), "kernel"):
             return
-        try:
-            from IPython import display, get_ipython
-        except ImportError:
-            return
-        if not hasattr(get_ipython(), "kernel"):
-            return
-        import matplotlib.pyplot as plt
-
-        from helpers.figures.plots import training_curves
-
-        figure = training_curves(history)
         if self.display is None:
-            self.display = display.display(figure, display_id=True)
+            self.display = display(training_curves(history), display_id=True)
         else:
-            self.display.update(figure)
-        plt.close(figure)
+            self.display.update(training_curves(history))

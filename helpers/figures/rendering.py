@@ -77,36 +77,33 @@ def render(
     """
     through, down, across = plane_axes(plane)
     index = volume.shape[through] // 2 if index is None else index
-    box = box or tuple((0, n) for n in volume.shape)
-    rows, columns = _span(plane, box, volume.shape)
-    shown = cut(volume, plane, index)[rows, columns]
-    if size is None:
-        target = shown.shape
-    else:
-        height, breadth = shown.shape[0] * spacing[down], shown.shape[1] * spacing[across]
-        scale = size / max(height, breadth)
-        target = max(1, round(height * scale)), max(1, round(breadth * scale))
+    box = list(box or [(0, n) for n in volume.shape])
+    box[through] = (0, volume.shape[through])
+    part = tuple(slice(*ends) for ends in box)
+    shown = cut(volume[part], plane, index)
+    lengths = shown.shape[0] * spacing[down], shown.shape[1] * spacing[across]
+    scale = (size or 0) / max(lengths)
+    target = [max(1, round(length * scale)) for length in lengths] if size else shown.shape
     low = level - width / 2
     grey = np.rint(preprocessing.window(shown, low, low + width) * 255).astype(np.uint8)
     image = Image.fromarray(_resize(grey, target)).convert("RGB")
     if heat is not None:
-        part = np.asarray(cut(heat, plane, index)[rows, columns], np.float32)
-        part = np.rint(255 * np.clip(_resize(part, target), 0, 1)).astype(np.uint8)
-        colours = Image.fromarray(part)
+        warm = np.asarray(cut(heat[part], plane, index), np.float32)
+        warm = np.rint(255 * np.clip(_resize(warm, target), 0, 1)).astype(np.uint8)
+        colours = Image.fromarray(warm)
         colours.putpalette(_colours())
-        weight = Image.fromarray(part).point([round(opacity * level) for level in range(256)])
+        weight = Image.fromarray(warm).point([round(opacity * value) for value in range(256)])
         image = Image.composite(colours.convert("RGB"), image, weight)
     if mask is not None:
-        part = (np.asarray(cut(mask, plane, index)[rows, columns]) > 0).astype(np.uint8)
-        part = _resize(part, target, Image.Resampling.NEAREST) * np.uint8(round(255 * opacity))
-        image.paste(MASK_COLOUR, None, Image.fromarray(part))
+        ill = (np.asarray(cut(mask[part], plane, index)) > 0).astype(np.uint8)
+        ill = _resize(ill, target, Image.Resampling.NEAREST) * np.uint8(round(255 * opacity))
+        image.paste(MASK_COLOUR, None, Image.fromarray(ill))
     picture = np.array(image)
-    if point is not None:
-        y = point[down] if plane == "axial" else volume.shape[0] - 1 - point[0]
-        y, x = y - rows.start, point[across] - columns.start
-        if 0 <= y < shown.shape[0] and 0 <= x < shown.shape[1]:
-            y, x = (y + 0.5) * target[0] / shown.shape[0], (x + 0.5) * target[1] / shown.shape[1]
-            _cross(picture, int(y), int(x))
+    if point is not None and all(a <= p < b for p, (a, b) in zip(point, box, strict=True)):
+        row, column = point[down] - box[down][0], point[across] - box[across][0]
+        if plane != "axial":  # the head is up
+            row = shown.shape[0] - 1 - row
+        _cross(picture, *((np.array((row, column)) + 0.5) * target / shown.shape).astype(int))
     return annotate(picture, SIDES[plane] if marks else "", text, title)
 
 
@@ -117,11 +114,14 @@ def annotate(picture, sides="", text="", title="") -> np.ndarray:
     image = Image.fromarray(picture)
     draw, (breadth, height) = ImageDraw.Draw(image), image.size
     letters = min(18, max(11, min(image.size) // 28))
-    middle = ((8, height / 2), (breadth - 8, height / 2), (breadth / 2, 6), (breadth / 2, height))
+    middle = (
+        (8, height / 2),
+        (breadth - 8, height / 2),
+        (breadth / 2, 6),
+        (breadth / 2, height - 6),
+    )
     how = {"fill": (255, 255, 255), "stroke_width": 1, "stroke_fill": (0, 0, 0)}
     for letter, place, anchor in zip(sides, middle, ("lm", "rm", "mt", "mb"), strict=False):
-        lift = 6 if anchor == "mb" else 0
-        place = (place[0], place[1] - lift)
         draw.text(place, letter, anchor=anchor, font=_font(letters), **how)
     small = max(10, letters * 4 // 5)
     draw.text((8, height - 6), text, anchor="ls", font=_font(small), **how)
@@ -139,22 +139,18 @@ def lung_box(hu, spacing=(1.0, 1.0, 1.0), margin=10.0):
     step = max(1, hu.shape[2] // 128)
     body = hu[:, ::step, ::step] > -350
     inside = np.stack([ndimage.binary_fill_holes(_largest(plane)) for plane in body])
-    pieces, n = ndimage.label(ndimage.binary_opening(inside & ~body, np.ones((1, 3, 3))))
-    whole = tuple((0, side) for side in hu.shape)
-    if not n:
-        return whole
-    sizes = np.bincount(pieces.ravel())[1:]
-    lung = np.isin(pieces, 1 + np.flatnonzero(sizes * 8 >= sizes.max()))
+    pieces, _ = ndimage.label(ndimage.binary_opening(inside & ~body, np.ones((1, 3, 3))))
+    sizes = np.bincount(pieces.ravel())
+    sizes[0] = 0
+    lung = ((sizes > 0) & (sizes * 8 >= sizes.max()))[pieces]
     if lung.mean() < 0.01:
-        return whole
-    box = []
-    for axis, (side, gap) in enumerate(zip(hu.shape, spacing, strict=True)):
-        others = tuple(other for other in range(3) if other != axis)
-        places = np.flatnonzero(lung.any(axis=others)) * (1 if axis == 0 else step)
-        reach = int(np.ceil(margin / gap))
-        end = places[-1] + (1 if axis == 0 else step) + reach
-        box.append((max(0, int(places[0]) - reach), min(side, int(end))))
-    return tuple(box)
+        return tuple((0, side) for side in hu.shape)
+    steps, [places] = (1, step, step), ndimage.find_objects(lung.astype(int))
+    reach = np.ceil(margin / np.asarray(spacing)).astype(int).tolist()
+    return tuple(
+        (max(0, at.start * step - gap), min(side, at.stop * step + gap))
+        for at, step, gap, side in zip(places, steps, reach, hu.shape, strict=True)
+    )
 
 
 def strip(attention=None, lesion=None, index=0, size=(512, 44)) -> np.ndarray:
@@ -181,44 +177,28 @@ def strip(attention=None, lesion=None, index=0, size=(512, 44)) -> np.ndarray:
     return picture
 
 
-def framed(picture, size) -> np.ndarray:
-    """A picture in the middle of a dark square of `size` pixels, (size, size, 3)."""
-    if picture.shape[:2] == (size, size):
-        return picture
-    frame = np.full((size, size, 3), BACKGROUND, np.uint8)
-    top, left = (size - picture.shape[0]) // 2, (size - picture.shape[1]) // 2
-    frame[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
-    return frame
+def beside(pictures, gap=GAP, square=0) -> np.ndarray:
+    """Pictures side by side, centred on a dark ground: uint8, (height, width, 3).
+
+    square: pixels of a dark square that each is put into, where it is the smaller one.
+    """
+    height = max(square, *(len(picture) for picture in pictures))
+    breadths = [max(square, picture.shape[1]) for picture in pictures]
+    size = sum(breadths) + gap * (len(pictures) - 1), height
+    sheet, left = Image.new("RGB", size, (BACKGROUND,) * 3), 0
+    for picture, breadth in zip(pictures, breadths, strict=True):
+        at = left + (breadth - picture.shape[1]) // 2, (height - len(picture)) // 2
+        sheet.paste(Image.fromarray(picture), at)
+        left += breadth + gap
+    return np.asarray(sheet)
 
 
-def beside(pictures, gap=GAP) -> np.ndarray:
-    """Pictures side by side, centred on a dark ground: uint8, (height, width, 3)."""
-    height = max(picture.shape[0] for picture in pictures)
-    breadth = sum(picture.shape[1] for picture in pictures) + gap * (len(pictures) - 1)
-    sheet = np.full((height, breadth, 3), BACKGROUND, np.uint8)
-    left = 0
-    for picture in pictures:
-        top = (height - picture.shape[0]) // 2
-        sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
-        left += picture.shape[1] + gap
-    return sheet
-
-
-def encode(picture, kind="jpeg", quality=80) -> bytes:
+def encode(picture, kind="jpeg") -> bytes:
     """A picture as the bytes of a JPEG, or of a PNG."""
     buffer = io.BytesIO()
-    options = {"quality": quality, "subsampling": 0} if kind == "jpeg" else {"compress_level": 6}
+    options = {"quality": 80, "subsampling": 0} if kind == "jpeg" else {"compress_level": 6}
     Image.fromarray(picture).save(buffer, kind, **options)
     return buffer.getvalue()
-
-
-def _span(plane, box, shape):
-    """Rows and columns of a plane's picture that show the box, as slices."""
-    _, down, across = plane_axes(plane)
-    start, stop = box[down]
-    if plane != "axial":  # the head is up, so the last axial slice is the first row
-        start, stop = shape[0] - stop, shape[0] - start
-    return slice(start, stop), slice(*box[across])
 
 
 def _resize(plane, target, how=Image.Resampling.BILINEAR):
@@ -236,15 +216,15 @@ def _cross(picture, row, column, gap=7):
 
 def _largest(plane):
     """The largest connected piece of a slice, so that the table does not count as body."""
-    pieces, n = ndimage.label(plane)
-    return pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:]) if n else plane
+    pieces, _ = ndimage.label(plane)
+    sizes = np.bincount(pieces.ravel(), weights=plane.ravel())
+    return (pieces == sizes.argmax()) & plane
 
 
 @lru_cache
 def _colours():
-    return (
-        np.rint(mpl.colormaps["inferno"](np.arange(256))[:, :3] * 255).astype(int).ravel().tolist()
-    )
+    colours = mpl.colormaps["inferno"](np.arange(256))[:, :3]
+    return np.rint(colours * 255).astype(int).ravel().tolist()
 
 
 @lru_cache

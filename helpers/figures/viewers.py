@@ -13,6 +13,8 @@ from pathlib import Path
 
 import ipywidgets as widgets
 import numpy as np
+from IPython import get_ipython
+from IPython.display import display
 from PIL import Image
 
 from helpers.ct import nifti, preprocessing
@@ -124,29 +126,24 @@ def montage(
     _check_names(preset, plane)
     scan = load_scan(study, mask, spacing=spacing)
     through = rendering.plane_axes(plane)[0]
-    n_slices = scan.hu.shape[through]
+    n_slices, gap = scan.hu.shape[through], 3
     n = max(1, min(n, n_slices))
     level, width = PRESETS[preset]
     tiles = []
     for index in ((np.arange(n) + 0.5) * n_slices / n).astype(int):
         text = f"{index + 1} · {index * scan.spacing[through]:.0f} mm"
-        tiles.append(
-            render(
-                *(scan.hu, plane, index, scan.spacing, level, width, scan.mask),
-                size=size,
-                text=text,
-            )
-        )
-    rows = [rendering.beside(tiles[k : k + columns], 3) for k in range(0, n, columns)]
-    height = sum(len(row) + 3 for row in rows) + 24
-    sheet = np.full((height, rows[0].shape[1], 3), rendering.BACKGROUND, np.uint8)
-    top = 0
-    for row in rows:
-        sheet[top : top + len(row), : row.shape[1]] = row
-        top += len(row) + 3
+        shown = scan.hu, plane, index, scan.spacing, level, width, scan.mask
+        tiles.append(render(*shown, size=size, text=text))
+    columns, (height, breadth) = min(n, columns), tiles[0].shape[:2]
+    shape = columns * (breadth + gap) - gap, -(-n // columns) * (height + gap) + 24
+    sheet = Image.new("RGB", shape, (rendering.BACKGROUND,) * 3)
+    for k, tile in enumerate(tiles):
+        row, column = divmod(k, columns)
+        sheet.paste(Image.fromarray(tile), (column * (breadth + gap), row * (height + gap)))
     low, high = level - width // 2, level + width // 2
     words = [scan.caption, scan.name, f"{plane}, {low} to {high} HU".replace("-", "−")]
-    return Image.fromarray(rendering.annotate(sheet, text=" · ".join(filter(None, words))))
+    text = " · ".join(filter(None, words))
+    return Image.fromarray(rendering.annotate(np.asarray(sheet), text=text))
 
 
 class Viewer:
@@ -184,22 +181,19 @@ class Viewer:
         """Choose voxel `index` of the first scan along an axis of (D, H, W)."""
         self.place[axis] = (index + 0.5) / self.scans[0].hu.shape[axis]
 
-    def picture(self, plane=None, size=None) -> np.ndarray:
+    def picture(self, plane=None) -> np.ndarray:
         """What is shown, each scan in a square: uint8, (rows, columns, 3)."""
-        size = size or self.size
-        shown = [rendering.framed(picture, size) for picture in self._slices(plane, size)]
-        return rendering.beside(shown) if len(shown) > 1 else shown[0]
+        return rendering.beside(self._slices(plane or self.plane, self.size), square=self.size)
 
     def _slices(self, plane, size):
         """The rendered slice of each scan, in true proportion."""
-        plane, pictures = plane or self.plane, []
+        through, pictures = rendering.plane_axes(plane)[0], []
         for scan in self.scans:
             point = self.point(scan)
             pictures.append(
                 render(
-                    *(scan.hu, plane, point[rendering.plane_axes(plane)[0]], scan.spacing),
-                    *(self.level, self.width, scan.mask, scan.heat, self.opacity),
-                    box=scan.lungs if self.zoom else None,
+                    *(scan.hu, plane, point[through], scan.spacing, self.level, self.width),
+                    *(scan.mask, scan.heat, self.opacity, scan.lungs if self.zoom else None),
                     point=point if self.cross else None,
                     size=size,
                     text=scan.caption,
@@ -217,21 +211,18 @@ class Viewer:
 
     def readout(self) -> str:
         """Slice, position in mm, window and, with the cross on, the HU under it."""
-        through = rendering.plane_axes(self.plane)[0]
-        places, values = [], []
+        through, places, values = rendering.plane_axes(self.plane)[0], [], []
         for scan in self.scans:
             point = self.point(scan)
-            distance = point[through] * scan.spacing[through]
-            places.append(
-                f"slice {point[through] + 1} of {scan.hu.shape[through]}, "
-                f"{distance:.0f} mm {ORIGIN[self.plane]}"
-            )
+            index, n, distance = point[through], scan.hu.shape[through], scan.spacing[through]
+            where = f"{index * distance:.0f} mm {ORIGIN[self.plane]}"
+            places.append(f"slice {index + 1} of {n}, {where}")
             values.append(f"{scan.hu[point]:.0f} HU")
-        ends = self.level - self.width / 2, self.level + self.width / 2
-        text = " | ".join(places) + f" · window {ends[0]:.0f} … {ends[1]:.0f} HU"
+        low, high = self.level - self.width / 2, self.level + self.width / 2
+        lines = [" | ".join(places), f"window {low:.0f} … {high:.0f} HU"]
         if self.cross:
-            text += " · at the cross " + " | ".join(values)
-        return text.replace("-", "−")
+            lines.append("at the cross " + " | ".join(values))
+        return " · ".join(lines).replace("-", "−")
 
     def still(self) -> Image.Image:
         """A picture for where nothing can be pressed: one study in three planes, or the pair."""
@@ -246,14 +237,12 @@ class Viewer:
 
     @cached_property
     def widget(self):
-        """The controls and the picture, an ipywidgets box; made when it is first asked for."""
-        from helpers.figures.viewers import build
-
-        return build(self)
+        """The controls and the picture, an ipywidgets box that keeps its Controls as `controls`."""
+        controls = Controls(self)
+        controls.box.controls = controls
+        return controls.box
 
     def _ipython_display_(self):
-        from IPython.display import display
-
         if _is_headless():
             still = rendering.encode(np.asarray(self.still()))
             display({"image/jpeg": still, "text/plain": self.readout()}, raw=True)
@@ -268,11 +257,8 @@ def _check_names(preset, plane):
 
 def _is_headless() -> bool:
     """Whether nobody sits in front: papermill and nbconvert say that no input can be asked for."""
-    try:
-        parent = get_ipython().kernel.get_parent()  # noqa: F821
-    except (AttributeError, NameError):
-        return True
-    return not parent.get("content", {}).get("allow_stdin", True)
+    kernel = getattr(get_ipython(), "kernel", None)
+    return kernel is None or not kernel.get_parent().get("content", {}).get("allow_stdin", True)
 
 
 def _fit(heat, hu, spacing):
@@ -285,148 +271,98 @@ def _fit(heat, hu, spacing):
     return fitted[:, top : top + hu.shape[1], left : left + hu.shape[2]]
 
 
-DOWN = {"axial": "front to back", "coronal": "head to feet", "sagittal": "head to feet"}
-ACROSS = {"axial": "right to left", "coronal": "right to left", "sagittal": "front to back"}
+ALONG = ("feet to head", "front to back", "right to left")  # the axes of (D, H, W)
+SETTINGS = ("plane", "level", "width", "opacity", "zoom", "cross")  # of a Viewer, by its controls
 
 
 class Controls:
-    """Buttons and sliders that change a Viewer, and the picture that follows them."""
+    """Buttons and sliders that change a Viewer, and the picture that follows them.
+
+    They act through the kernel, one way: a link in the browser would send old values back.
+    """
 
     def __init__(self, viewer):
-        self.viewer, self.is_busy = viewer, True
-        self.picture = widgets.Image(format="jpeg", layout=_picture_layout())
-        self.strip = widgets.Image(format="png", layout=_picture_layout())
+        self.viewer, self.is_busy = viewer, False
+        shown = {"layout": {"max_width": "100%", "height": "auto", "object_fit": "contain"}}
+        self.picture = widgets.Image(format="jpeg", **shown)
+        self.strip = widgets.Image(format="png", **shown)
         self.readout = widgets.HTML()
-        self.slice = widgets.IntSlider(readout=False, layout=widgets.Layout(flex="1 1 auto"))
-        self.play = widgets.Play(interval=100, layout=widgets.Layout(flex="0 0 auto"))
+        self.slice = widgets.IntSlider(readout=False, layout={"flex": "1 1 auto"})
+        self.play = widgets.Play(interval=100, layout={"flex": "0 0 auto"})
         repeat = "repeat" if self.play.has_trait("repeat") else "_repeat"  # since 8, and before
         self.play.set_trait(repeat, True)
         self.plane = widgets.ToggleButtons(options=list(PLANES), value=viewer.plane)
         self.preset = widgets.ToggleButtons(options=list(PRESETS), value=None)
         for buttons in (self.plane, self.preset):
             buttons.style.button_width = "auto"
-        self.level = _slider(widgets.IntSlider, "level, HU", min=-1000, max=1000, step=10)
-        self.width = _slider(widgets.IntSlider, "width, HU", min=50, max=3000, step=10)
-        self.across = _slider(widgets.IntSlider, readout=False)
-        self.down = _slider(widgets.IntSlider, readout=False)
-        self.opacity = _slider(
-            widgets.FloatSlider, "overlay", value=viewer.opacity, min=0, max=1, step=0.05
+        slider = {"layout": {"width": "98%"}, "style": {"description_width": "92px"}}
+        self.level = widgets.IntSlider(0, -1000, 1000, 10, description="level, HU", **slider)
+        self.width = widgets.IntSlider(50, 50, 3000, 10, description="width, HU", **slider)
+        self.axes = [widgets.IntSlider(description=way, readout=False, **slider) for way in ALONG]
+        self.opacity = widgets.FloatSlider(
+            viewer.opacity, min=0, max=1, step=0.05, description="overlay", **slider
         )
-        button = {"layout": widgets.Layout(width="auto")}
+        button = {"layout": {"width": "auto"}}
         self.zoom = widgets.ToggleButton(description="zoom on the lungs", icon="search", **button)
         self.cross = widgets.ToggleButton(description="HU at a point", icon="crosshairs", **button)
         self.box = self._arrange()
-        # through the kernel, one way: a link in the browser would send old values back
-        self.play.observe(self._on_play, "value")
-        for control in (self.slice, self.across, self.down, self.level, self.width, self.opacity):
-            control.observe(self._on_slider, "value")
-        for control in (self.plane, self.preset, self.zoom, self.cross):
-            control.observe(self._on_button, "value")
+        settings = [getattr(self, name) for name in SETTINGS]
+        for control in (self.slice, self.play, *self.axes, self.preset, *settings):
+            control.observe(self._on_change, "value")
         self._refit()
         self._draw()
-        self.is_busy = False
 
     def _arrange(self):
         """Picture and scrolling at the left, the rest at the right or, on narrow pages, below."""
-        overlays = any(scan.mask is not None or scan.heat is not None for scan in self.viewer.scans)
-        n = len(self.viewer.scans)
-        scroll = widgets.HBox([self.play, self.slice], layout=widgets.Layout(width="100%"))
-        left = [self.picture, *([self.strip] if self.viewer.strip() is not None else [])]
-        right = [
-            self.plane,
-            self.preset,
-            self.level,
-            self.width,
-            widgets.HBox([self.zoom, self.cross], layout=widgets.Layout(flex_flow="row wrap")),
-            self.across,
-            self.down,
-            *([self.opacity] if overlays else []),
-        ]
-        breadth = n * self.viewer.size + rendering.GAP * (n - 1)
-        columns = [
-            widgets.VBox(
-                [*left, scroll, self.readout],
-                layout=widgets.Layout(flex=f"0 1 {breadth + 4}px", min_width="0"),
-            ),
-            widgets.VBox(
-                right,
-                layout=widgets.Layout(flex="1 1 230px", max_width="420px", padding="0 0 0 8px"),
-            ),
-        ]
-        return widgets.Box(
-            columns,
-            layout=widgets.Layout(display="flex", flex_flow="row wrap", align_items="flex-start"),
-        )
-
-    def _on_play(self, change):
-        """The next frame of a film."""
-        if not self.is_busy:
-            self.slice.value = change["new"]
-
-    def _on_slider(self, change):
-        """One of the sliders moved."""
-        if self.is_busy:
-            return
-        viewer, control = self.viewer, change["owner"]
-        through, down, across = rendering.plane_axes(viewer.plane)
-        if control is self.slice:
-            viewer.move(through, change["new"])
-        elif control is self.across:
-            viewer.move(across, change["new"])
-        elif control is self.down:
-            viewer.move(down, change["new"] if down else _upside_down(viewer, change["new"]))
-        elif control is self.opacity:
-            viewer.opacity = change["new"]
-        else:
-            viewer.level, viewer.width = self.level.value, self.width.value
-            self._refit()
-        self._draw()
-        if control is self.slice:  # a film goes on from here; after the picture, which is urgent
-            self.is_busy = True
-            self.play.value = change["new"]
-            self.is_busy = False
-
-    def _on_button(self, change):
-        """One of the buttons was pressed."""
-        if self.is_busy or change["new"] is None:
-            return
         viewer = self.viewer
-        viewer.plane, viewer.zoom, viewer.cross = (
-            self.plane.value,
-            self.zoom.value,
-            self.cross.value,
-        )
-        if change["owner"] is self.preset:
-            viewer.level, viewer.width = PRESETS[self.preset.value]
+        left = [self.picture]
+        if viewer.strip() is not None:
+            left.append(self.strip)
+        left += [widgets.HBox([self.play, self.slice], layout={"width": "100%"}), self.readout]
+        buttons = widgets.HBox([self.zoom, self.cross], layout={"flex_flow": "row wrap"})
+        right = [self.plane, self.preset, self.level, self.width, buttons, *self.axes]
+        if any(scan.mask is not None or scan.heat is not None for scan in viewer.scans):
+            right.append(self.opacity)
+        breadth = len(viewer.scans) * (viewer.size + rendering.GAP)
+        wide = {"flex": f"0 1 {breadth}px", "min_width": "0"}
+        narrow = {"flex": "1 1 230px", "max_width": "420px", "padding": "0 0 0 8px"}
+        columns = [widgets.VBox(left, layout=wide), widgets.VBox(right, layout=narrow)]
+        row = {"display": "flex", "flex_flow": "row wrap", "align_items": "flex-start"}
+        return widgets.Box(columns, layout=row)
+
+    def _on_change(self, change):
+        """A slider moved, a button was pressed, or a film goes on."""
+        viewer, control, value = self.viewer, change["owner"], change["new"]
+        if self.is_busy or value is None:
+            return
+        if control in (self.slice, self.play):
+            viewer.move(rendering.plane_axes(viewer.plane)[0], value)
+        elif control in self.axes:
+            viewer.move(self.axes.index(control), value)
+        elif control is self.preset:
+            viewer.level, viewer.width = PRESETS[value]
+        else:
+            for name in SETTINGS:
+                setattr(viewer, name, getattr(self, name).value)
         self._refit()
         self._draw()
 
     def _refit(self):
         """Bring the controls to what the viewer shows, without drawing on the way."""
         viewer, self.is_busy = self.viewer, True
-        through, down, across = rendering.plane_axes(viewer.plane)
-        for control, axis in (
-            (self.slice, through),
-            (self.play, through),
-            (self.down, down),
-            (self.across, across),
-        ):
-            first, last = viewer.reach(viewer.scans[0], axis)
-            value = viewer.point(viewer.scans[0])[axis]
-            if control is self.down and axis == 0:
-                first, value, last = (_upside_down(viewer, z) for z in (last, value, first))
+        through, scan = rendering.plane_axes(viewer.plane)[0], viewer.scans[0]
+        for axis, control in (*enumerate(self.axes), (through, self.slice), (through, self.play)):
+            value, (first, last) = viewer.point(scan)[axis], viewer.reach(scan, axis)
             # one by one, so that the browser never meets a value beyond the range it knows:
             # it would cut it off and send that back
             control.max = max(control.max, last)
             control.min = min(control.min, first)
             control.value = value
             control.min, control.max = first, last
-        self.level.value, self.width.value = viewer.level, viewer.width
-        window = viewer.level, viewer.width
+        self.level.value, self.width.value = window = viewer.level, viewer.width
         self.preset.value = next((name for name in PRESETS if PRESETS[name] == window), None)
-        self.across.description, self.down.description = ACROSS[viewer.plane], DOWN[viewer.plane]
-        for control in (self.across, self.down):
-            control.layout.display = "" if viewer.cross else "none"
+        for axis, control in enumerate(self.axes):
+            control.layout.display = "" if viewer.cross and axis != through else "none"
         self.strip.layout.visibility = "visible" if viewer.plane == "axial" else "hidden"
         self.is_busy = False
 
@@ -438,25 +374,3 @@ class Controls:
         self.readout.value = f'<div style="line-height:1.5">{text}</div>'
         if self.viewer.plane == "axial" and (bars := self.viewer.strip()) is not None:
             self.strip.value = rendering.encode(bars, "png")
-
-
-def build(viewer) -> widgets.Box:
-    """The widgets of a viewer; the box keeps its Controls as `controls`."""
-    controls = Controls(viewer)
-    controls.box.controls = controls
-    return controls.box
-
-
-def _upside_down(viewer, z):
-    """Slices counted from the head instead of the feet, or the other way round."""
-    return viewer.scans[0].hu.shape[0] - 1 - z
-
-
-def _picture_layout():
-    return widgets.Layout(max_width="100%", height="auto", object_fit="contain")
-
-
-def _slider(kind, description="", **options):
-    layout = widgets.Layout(width="98%")
-    style = {"description_width": "92px"}
-    return kind(description=description, layout=layout, style=style, **options)

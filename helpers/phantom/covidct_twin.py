@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import zipfile
 from pathlib import Path
@@ -17,11 +16,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from helpers.phantom.simulate import make_study
+from helpers.phantom.simulate import make_all, make_study, save
 from helpers.storage import downloads
-from helpers.storage.files import write_whole
-from helpers.storage.processes import start_workers
-from helpers.storage.progress import progress
 
 CAPTION = "Synthetic phantom, not a patient."
 # where train and validation end in the published split
@@ -54,9 +50,10 @@ def make_twin(root, n_covid=120, n_noncovid=140, seed=2020, matrix=192, workers=
     if not _is_finished(root, settings):
         with downloads.lock(root / "twin"):
             if not _is_finished(root, settings):
-                _save(root / "twin_settings.json", json.dumps(settings, indent=1).encode())
+                save(root / "twin_settings.json", json.dumps(settings, indent=1).encode())
                 jobs = [job | {"matrix": matrix} for job in _plan(n_covid, n_noncovid, seed)]
-                _write(root, settings, _make_all(jobs, workers))
+                made = make_all(_make_patient, jobs, workers, "synthetic patients", "patient")
+                _write(root, settings, {k: image for images in made for k, image in images.items()})
     return root
 
 
@@ -74,10 +71,6 @@ def _is_finished(root, settings):
     except (OSError, ValueError):
         return False
     return all(downloads.file_size(root / file) == size for file, size in files.items())
-
-
-def _save(path, content):
-    write_whole(path, lambda file: file.write(content))
 
 
 def _plan(n_covid, n_noncovid, seed):
@@ -110,16 +103,6 @@ def _plan(n_covid, n_noncovid, seed):
     for image, copy in zip(sum(tests, [])[-2:], copies["images"], strict=True):
         image["copy"] = copies | copy
     return jobs
-
-
-def _make_all(jobs, workers):
-    """{file name: (truth, bytes)} of all patients, in the order of the jobs."""
-    workers = min(workers or os.cpu_count() or 1, len(jobs))
-    with start_workers(workers) as pool:
-        spread = pool.map(_make_patient, jobs, chunksize=4) if workers > 1 else None
-        made = spread or map(_make_patient, jobs)
-        made = list(progress(made, "synthetic patients", len(jobs), unit="patient"))
-    return {name: image for patient in made for name, image in patient.items()}
 
 
 def _make_patient(job):
@@ -196,14 +179,14 @@ def _write(root, settings, made):
     contents["NonCOVID-CT-MetaInfo.csv"] = listed.to_csv(lineterminator="\n").encode()
     contents["COVID-CT-MetaInfo.xlsx"] = _excel(covid)
     for file, content in contents.items():
-        _save(root / file, content)
+        save(root / file, content)
     parts, copies = covid.groupby("paper").part.nunique(), table[table.copy_of != ""]
     truth = {"synthetic": True, "settings": settings, "file_format_shortcut": SHORTCUT}
     truth["near_duplicates"] = copies[["copy_of", "image"]].values.tolist()
     truth["papers_in_two_parts"] = parts.index[parts > 1].tolist()
     truth["files"] = {file: len(content) for file, content in contents.items()}
     truth["images"] = table.to_dict("records")
-    _save(root / "twin_truth.json", json.dumps(truth, indent=1).encode())
+    save(root / "twin_truth.json", json.dumps(truth, indent=1).encode())
 
 
 def _zip(members):

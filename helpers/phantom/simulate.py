@@ -10,8 +10,8 @@ import gzip
 import io
 import json
 import os
-from concurrent.futures import as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -169,21 +169,33 @@ def _save_nifti(path, volume, spacing, description):
     image.set_qform(affine, code=1)
     image.header["descrip"] = description
     image.header.set_xyzt_units("mm")
-    packed = gzip.compress(image.to_bytes(), compresslevel=1, mtime=0)
-    write_whole(path, lambda file: file.write(packed))
+    save(path, gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
 
 
-def _make_one(root, job, matrix, n_slices):
+def save(path, content: bytes) -> None:
+    """Write a file that appears when it is whole."""
+    write_whole(path, lambda file: file.write(content))
+
+
+def make_all(make, jobs, workers, what, unit) -> list:
+    """make(job) of every job, in their order, by several processes (None: one a core)."""
+    workers = min(workers or os.cpu_count() or 1, max(len(jobs), 1))
+    with start_workers(workers) as pool:
+        try:
+            made = pool.map(make, jobs) if workers > 1 else map(make, jobs)
+            bar = progress(made, what, len(jobs), unit=unit, disable=not jobs)
+            return list(bar)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _make_one(root, matrix, n_slices, job):
     """Simulate and write one study of a cohort; the study's file comes last."""
     study = make_study(job["seed"], job["category"], matrix, n_slices, job["scanner"])
     row = job | {"involved_fraction": round(study.involved_fraction, 6), "matrix": matrix}
-    row |= {
-        "n_slices": len(study.hu),
-        "spacing_z": study.spacing[0],
-        "spacing_xy": study.spacing[1],
-    }
-    truth = json.dumps(row).encode()
-    write_whole(root / "truth" / f"{job['study_id']}.json", lambda file: file.write(truth))
+    row |= {"n_slices": len(study.hu), "spacing_z": study.spacing[0]}
+    row |= {"spacing_xy": study.spacing[1]}
+    save(root / "truth" / f"{job['study_id']}.json", json.dumps(row).encode())
     if job["mask_file"]:
         path = root / job["mask_file"].lstrip("/")
         _save_nifti(path, study.mask, study.spacing, "synthetic lesion mask, course phantom")
@@ -236,22 +248,8 @@ def make_cohort(
     _claim_folder(root, settings)
     jobs = _plan(counts, seed, scanner_shortcut)
     missing = [job for job in jobs if not _is_complete(root, job)]
-    workers = min(workers or os.cpu_count() or 1, max(len(missing), 1))
-    bar = progress(total=len(missing), desc="phantom studies", unit="study", disable=not missing)
-    with bar:
-        if workers == 1:
-            for job in missing:
-                _make_one(root, job, matrix, n_slices)
-                bar.update()
-        else:
-            with start_workers(workers) as pool:
-                tasks = [pool.submit(_make_one, root, job, matrix, n_slices) for job in missing]
-                try:
-                    for task in as_completed(tasks):
-                        task.result()
-                        bar.update()
-                finally:
-                    pool.shutdown(cancel_futures=True)
+    make = partial(_make_one, root, matrix, n_slices)
+    make_all(make, missing, workers, "phantom studies", "study")
     if missing or not (root / "phantom_truth.csv").exists():
         _write_tables(root, jobs)
     return root
@@ -267,7 +265,7 @@ def _claim_folder(root, settings):
                 f"{root} holds a phantom cohort made with another {', '.join(changed)}; "
                 "choose another folder or delete this one"
             )
-    write_whole(path, lambda file: file.write(json.dumps(settings, indent=1).encode()))
+    save(path, json.dumps(settings, indent=1).encode())
 
 
 def _is_complete(root, job):
@@ -281,7 +279,7 @@ def _write_tables(root, jobs):
     registry = pd.DataFrame(jobs)[["study_id", "category", "study_file", "mask_file"]]
     registry = registry.replace({"mask_file": {"": None}})
     registry.to_excel(stream := io.BytesIO(), index=False)
-    write_whole(root / "dataset_registry.xlsx", lambda file: file.write(stream.getvalue()))
+    save(root / "dataset_registry.xlsx", stream.getvalue())
     rows = [json.loads((root / f"truth/{j['study_id']}.json").read_text("utf-8")) for j in jobs]
     truth = pd.DataFrame(rows).drop(columns=["study_file", "mask_file"])
-    write_whole(root / "phantom_truth.csv", lambda file: truth.to_csv(file, index=False))
+    save(root / "phantom_truth.csv", truth.to_csv(index=False, lineterminator="\n").encode())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -50,32 +50,34 @@ def hu_histogram(volumes, bins=32) -> np.ndarray:
     return np.array(histograms)
 
 
-def logistic_regression(features, labels, seed=0) -> Pipeline:
+def logistic_regression(features, labels, seed=0, patients=None) -> Pipeline:
     """Logistic regression on features (N, F), standardised, fitted to labels (N,) of 0 and 1.
 
-    The regularisation is chosen by cross-validation. ValueError with fewer than two of a class.
+    The regularisation is chosen by cross-validation that leaves out whole `patients` (N,); without
+    them each row is a patient of its own. ValueError with fewer than two patients of a class.
     """
     labels = np.asarray(labels)
-    smallest = int(min(np.sum(labels == 0), np.sum(labels == 1)))
+    patients = np.arange(len(labels)) if patients is None else np.asarray(patients)
+    smallest = min(len(np.unique(patients[labels == k])) for k in (0, 1))
     if smallest < 2:
-        raise ValueError("the training part needs at least two studies of each class")
+        raise ValueError("the training part needs at least two patients of each class")
     search = GridSearchCV(
         make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000)),
         {"logisticregression__C": np.logspace(-4, 2, 7)},
         scoring="neg_log_loss",
-        cv=StratifiedKFold(min(5, smallest), shuffle=True, random_state=seed),
+        cv=StratifiedGroupKFold(min(5, smallest), shuffle=True, random_state=seed),
     )
-    return search.fit(features, labels).best_estimator_
+    return search.fit(features, labels, groups=patients).best_estimator_
 
 
 def histogram_baseline(
-    train_volumes, train_labels, volumes, bins=32, seed=0
+    train_volumes, train_labels, volumes, bins=32, seed=0, patients=None
 ) -> tuple[Pipeline, np.ndarray]:
     """Logistic regression on `hu_histogram`; returns it, and the probability of COVID (N,).
 
-    Fits on the training volumes and predicts `volumes`; see `logistic_regression`.
+    Fits on the training volumes (of these patients) and predicts `volumes`.
     """
-    best = logistic_regression(hu_histogram(train_volumes, bins), train_labels, seed)
+    best = logistic_regression(hu_histogram(train_volumes, bins), train_labels, seed, patients)
     return best, best.predict_proba(hu_histogram(volumes, bins))[:, 1]
 
 

@@ -13,7 +13,9 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
 from scipy.stats import norm, rankdata
+from sklearn.metrics import average_precision_score
 
+N_RESAMPLES = 2000  # of every bootstrap, so that a figure says what its table says
 METRICS = ["auc", "average_precision", "balanced_accuracy", "sensitivity", "specificity", "brier"]
 
 
@@ -42,20 +44,29 @@ def wilson(successes, n, confidence=0.95) -> Interval:
     return Interval(p, float(max(0, centre - half)), float(min(1, centre + half)))
 
 
+def effective_number(patients) -> float:
+    """How many independent studies the studies of these patients (N,) are worth: N, or fewer.
+
+    Kish's (sum of m)^2 / (sum of m^2) over patients with m studies each. It takes the studies of
+    one patient for copies of one another, so no interval becomes too narrow by them; where they
+    differ it is somewhat too wide. Source: Kish, Survey Sampling (1965).
+    """
+    counts = np.unique(patients, return_counts=True)[1]
+    return float(counts.sum() ** 2 / np.sum(counts**2))
+
+
+def proportion(hits, patients=None) -> Interval:
+    """The share of true among `hits` (N,), with Wilson's interval of the effective number."""
+    n = effective_number(_patients(hits, patients))
+    return wilson(np.mean(hits) * n, n)
+
+
 def auc(labels, scores) -> float:
     """Area under the ROC curve: the share of pairs in which the positive study scores higher."""
     labels, scores = _checked(labels, scores)
-    positive, negative = scores[labels == 1], np.sort(scores[labels == 0])
-    below = np.searchsorted(negative, positive, side="left")
-    not_above = np.searchsorted(negative, positive, side="right")
-    return float(np.mean(below + not_above) / 2 / len(negative))
-
-
-def average_precision(labels, scores) -> float:
-    """Area under the precision-recall curve, summed in steps as scikit-learn does."""
-    labels, scores = _checked(labels, scores)
-    tp, fp = _positives(labels, scores)
-    return float(np.sum(np.diff(tp, prepend=0) * tp / (tp + fp)) / labels.sum())
+    n = int(labels.sum())
+    pairs_won = rankdata(scores)[labels == 1].sum() - n * (n + 1) / 2  # Mann and Whitney's U
+    return float(pairs_won / (n * (len(labels) - n)))
 
 
 def brier(labels, probabilities) -> float:
@@ -66,22 +77,20 @@ def brier(labels, probabilities) -> float:
     return float(np.mean((probabilities - labels) ** 2))
 
 
-def bootstrap_values(statistic, labels, scores, patients=None, n_resamples=2000, seed=0):
+def bootstrap_values(
+    statistic, labels, scores, patients=None, n_resamples=N_RESAMPLES, seed=0
+) -> np.ndarray:
     """The statistic on resamples of the patients, drawn with replacement, all their studies each.
 
     statistic: function (labels, scores) -> number or array. Returns (n, ...): a resample with
     one class only is skipped, so n_resamples - n were. ValueError if all were.
     """
     labels, scores = _checked(labels, scores)
-    patients = np.arange(len(labels)) if patients is None else np.asarray(patients)
-    if len(patients) != len(labels):
-        raise ValueError(f"{len(labels)} labels but {len(patients)} patients; give one per study")
-    _, patient = np.unique(patients, return_inverse=True)
-    rows_of = np.split(np.argsort(patient, kind="stable"), np.cumsum(np.bincount(patient))[:-1])
+    names, patient = np.unique(_patients(labels, patients), return_inverse=True)
     rng, values = np.random.default_rng(seed), []
     for _ in range(n_resamples):
-        drawn = rng.integers(len(rows_of), size=len(rows_of))
-        rows = np.concatenate([rows_of[k] for k in drawn])
+        times = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))
+        rows = np.repeat(np.arange(len(labels)), times[patient])
         if 0 < labels[rows].sum() < len(rows):
             values.append(statistic(labels[rows], scores[rows]))
     if not values:
@@ -90,34 +99,66 @@ def bootstrap_values(statistic, labels, scores, patients=None, n_resamples=2000,
 
 
 def bootstrap(
-    statistic, labels, scores, patients=None, n_resamples=2000, confidence=0.95, seed=0
+    statistic, labels, scores, patients=None, n_resamples=N_RESAMPLES, seed=0
 ) -> Interval:
     """The statistic with its percentile bootstrap interval, from `bootstrap_values`.
 
     Every resample of a perfect result is perfect too: there the interval has no width, which is
-    no evidence. `auc_interval` and `balanced` do better.
+    no evidence. `auc_interval`, `average_precision_interval`, `f1_interval` and `proportion` have
+    formulas instead. Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993).
     """
     values = bootstrap_values(statistic, labels, scores, patients, n_resamples, seed)
-    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(values, [0.025, 0.975])
     return Interval(float(statistic(*_checked(labels, scores))), float(low), float(high))
 
 
-def auc_interval(labels, scores, patients=None, n_resamples=2000, seed=0) -> Interval:
-    """AUC with its bootstrap interval; if it is 1 with Newcombe's, one trial a patient.
+def auc_interval(labels, scores, patients=None, n_resamples=N_RESAMPLES, seed=0) -> Interval:
+    """AUC with Newcombe's interval, from the effective number of patients of each class.
 
-    Source: Newcombe, Statistics in Medicine 25:559 (2006), method 5.
+    Newcombe's method 5 asks which true AUCs would make this one no surprise, with the variance of
+    Hanley and McNeil, as Wilson's does for a proportion. It keeps a width at 1 and grows with the
+    AUC all the way there; of the methods in docs/statistics.md it holds 95 % best. It is a formula:
+    n_resamples and seed, taken as in `bootstrap`, change nothing. Sources: Newcombe, Statistics in
+    Medicine 25:559 (2006); Hanley & McNeil, Radiology 143:29 (1982).
     """
-    interval = bootstrap(auc, labels, scores, patients, n_resamples, seed=seed)
-    if interval.value < 1:
-        return interval
-    patients = np.arange(len(labels)) if patients is None else np.asarray(patients)
-    n, m = (len(np.unique(patients[np.asarray(labels) == k])) for k in (0, 1))
+    labels, scores = _checked(labels, scores)
+    patients = _patients(labels, patients)
+    n, m = (effective_number(patients[labels == k]) for k in (0, 1))
 
-    def excess(area):
-        spread = 1 + ((n + m) / 2 - 1) * ((1 - area) / (2 - area) + area / (1 + area))
-        return (1 - area) - norm.ppf(0.975) ** 2 * area * spread / (n * m)
+    def lowest(found):
+        """The smallest true AUC that would make the found one no surprise."""
 
-    return Interval(1.0, brentq(excess, 0, 1), 1.0)
+        def excess(area):
+            pairs = 1 + ((n + m) / 2 - 1) * ((1 - area) / (2 - area) + area / (1 + area))
+            return found - area - norm.ppf(0.975) * np.sqrt(area * (1 - area) * pairs / (n * m))
+
+        return float(brentq(excess, 0, found * (1 - 1e-12)))
+
+    value = auc(labels, scores)
+    return Interval(value, lowest(value), 1 - lowest(1 - value))
+
+
+def average_precision_interval(labels, scores, patients=None) -> Interval:
+    """Area under the precision-recall curve, summed in steps as scikit-learn does.
+
+    It is a mean over the positive studies, each between 0 and 1, and gets Wilson's interval for
+    their effective number, as Boyd, Eng & Page, ECML PKDD (2013), take it for a proportion.
+    """
+    labels, scores = _checked(labels, scores)
+    n = effective_number(_patients(labels, patients)[labels == 1])
+    return wilson(min(1.0, average_precision_score(labels, scores)) * n, n)
+
+
+def f1_interval(labels, called, patients=None) -> Interval:
+    """F1 of calls (0 or 1), COVID as positive: 2 TP / (2 TP + FP + FN), with its interval.
+
+    F* = TP / (TP + FP + FN) is a proportion, with Wilson's interval, and F1 = 2 F* / (1 + F*)
+    rises with it. Source: Hand, Christen & Kirielle, Machine Learning 110:451 (2021).
+    """
+    labels, called = (each.astype(bool) for each in _checked(labels, called))
+    either = labels | called
+    star = proportion((labels & called)[either], _patients(labels, patients)[either])
+    return Interval(*(2 * share / (1 + share) for share in star))
 
 
 def balanced(sensitivity: Interval, specificity: Interval) -> Interval:
@@ -131,13 +172,13 @@ def balanced(sensitivity: Interval, specificity: Interval) -> Interval:
     return Interval(value, float(value - below), float(value + above))
 
 
-def delong(labels, scores_a, scores_b, confidence=0.95) -> dict:
+def delong(labels, scores_a, scores_b) -> dict:
     """Compare two models' AUCs on the same studies, one a patient, at least two of each class.
 
     Returns Intervals auc_a, auc_b and difference, and p_value, NaN if the difference has no
     variance. Sources: DeLong, Biometrics 44:837 (1988); Sun & Xu, IEEE SPL 21:1389 (2014).
     """
-    z, shares = norm.ppf(0.5 + confidence / 2), []
+    z, shares = norm.ppf(0.975), []
     for each in (scores_a, scores_b):
         labels, scores = _checked(labels, each)
         beaten = rankdata(scores)
@@ -161,11 +202,6 @@ def delong(labels, scores_a, scores_b, confidence=0.95) -> dict:
     return {"auc_a": auc_a, "auc_b": auc_b, "difference": difference, "p_value": p_value}
 
 
-def delong_interval(labels, scores, confidence=0.95) -> Interval:
-    """AUC with DeLong's interval; for a perfect AUC it has no width, which is no evidence."""
-    return delong(labels, scores, scores, confidence)["auc_a"]
-
-
 def choose_threshold(labels, scores, rule="youden", minimum=0.9) -> float:
     """The threshold for new studies, from VALIDATION labels and scores, never from test.
 
@@ -185,43 +221,35 @@ def choose_threshold(labels, scores, rule="youden", minimum=0.9) -> float:
     return float(thresholds[np.lexsort((np.diff(distinct, prepend=distinct[0]), youden))[-1]])
 
 
-def evaluate(labels, scores, threshold, patients=None, seed=0, n_resamples=2000) -> dict:
+def evaluate(labels, scores, threshold, patients=None, seed=0, n_resamples=N_RESAMPLES) -> dict:
     """All scores of one model's probabilities on the test part: name -> Interval, and the counts.
 
-    Bootstrap over patients for AUC, average precision and Brier score; Wilson for accuracy,
-    sensitivity and specificity; `balanced` for balanced accuracy. Where a patient has several
-    studies, bootstrap over patients for these too.
+    Intervals: `auc_interval`, `average_precision_interval`, `f1_interval`; `proportion` for
+    accuracy, sensitivity and specificity; `balanced` for balanced accuracy; the bootstrap for the
+    Brier score.
     """
     labels, scores = _checked(labels, scores)
-    called = (scores >= threshold).astype(int)
-    tp, fp = (int(called[labels == k].sum()) for k in (1, 0))
-    fn, tn = int(labels.sum()) - tp, int((1 - labels).sum()) - fp
-    how = {"patients": patients, "n_resamples": n_resamples, "seed": seed}
-    rates = {
-        "accuracy": wilson(tp + tn, len(labels)),
-        "sensitivity": wilson(tp, tp + fn),
-        "specificity": wilson(tn, tn + fp),
-    }
-    rates["balanced_accuracy"] = balanced(rates["sensitivity"], rates["specificity"])
-    if patients is not None and len(np.unique(patients)) < len(labels):
-        ends = np.quantile(bootstrap_values(_rates, labels, called, **how), [0.025, 0.975], axis=0)
-        for name, low, high in zip(rates, *ends.tolist(), strict=True):
-            rates[name] = Interval(rates[name].value, low, high)
+    patients, called = _patients(labels, patients), (scores >= threshold).astype(int)
+    is_ill, is_right = labels == 1, called == labels
+    sensitivity = proportion(is_right[is_ill], patients[is_ill])
+    specificity = proportion(is_right[~is_ill], patients[~is_ill])
     return {
-        "auc": auc_interval(labels, scores, **how),
-        "average_precision": bootstrap(average_precision, labels, scores, **how),
-        "brier": bootstrap(brier, labels, scores, **how),
-        **rates,
-        **{"true_positive": tp, "false_negative": fn, "true_negative": tn, "false_positive": fp},
+        "auc": auc_interval(labels, scores, patients),
+        "average_precision": average_precision_interval(labels, scores, patients),
+        "brier": bootstrap(brier, labels, scores, patients, n_resamples, seed=seed),
+        "accuracy": proportion(is_right, patients),
+        "f1": f1_interval(labels, called, patients),
+        "sensitivity": sensitivity,
+        "specificity": specificity,
+        "balanced_accuracy": balanced(sensitivity, specificity),
+        "true_positive": int(np.sum(is_ill & is_right)),
+        "false_negative": int(np.sum(is_ill & ~is_right)),
+        "true_negative": int(np.sum(~is_ill & is_right)),
+        "false_positive": int(np.sum(~is_ill & ~is_right)),
     }
 
 
-def _rates(labels, called):
-    sensitivity, specificity = called[labels == 1].mean(), 1 - called[labels == 0].mean()
-    return np.mean(labels == called), sensitivity, specificity, (sensitivity + specificity) / 2
-
-
-def comparison_table(models, patients=None, seed=0, n_resamples=2000) -> pd.DataFrame:
+def comparison_table(models, patients=None, seed=0, n_resamples=N_RESAMPLES) -> pd.DataFrame:
     """Models side by side on the same studies, as "value [low, high]", with the majority class.
 
     models: name -> (labels, scores, threshold). The row "majority class" gives every study the
@@ -237,7 +265,7 @@ def comparison_table(models, patients=None, seed=0, n_resamples=2000) -> pd.Data
     return pd.DataFrame(cells, list(scores), [metric.replace("_", " ") for metric in METRICS])
 
 
-def curve_bands(labels, scores, kind="roc", n_resamples=1000, seed=0, patients=None):
+def curve_bands(labels, scores, kind="roc", n_resamples=N_RESAMPLES, seed=0, patients=None):
     """A ROC or precision-recall curve with its pointwise 95 % band, bootstrapped over patients.
 
     kind: "roc" or "pr". Returns grid (101,) of false positive rates or recalls, and the curve,
@@ -294,3 +322,11 @@ def _checked(labels, scores):
     if not 0 < labels.sum() < len(labels):
         raise ValueError("only one class among the labels; these scores need both")
     return labels, scores
+
+
+def _patients(labels, patients):
+    """One patient a study, as an array (N,); without any, each study has its own."""
+    patients = np.arange(len(labels)) if patients is None else np.asarray(patients)
+    if len(patients) != len(labels):
+        raise ValueError(f"{len(labels)} labels but {len(patients)} patients; give one per study")
+    return patients
