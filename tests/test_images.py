@@ -256,10 +256,6 @@ def test_scores_read_the_test_part_with_validations_threshold(made, split):
     assert images.scores(data, changed, split)["threshold"] != found["threshold"]
 
 
-def test_f1_without_any_positive_call_is_zero():
-    assert images.f1_of(np.array([0, 1]), np.array([0, 0])) == 0
-
-
 def test_real_images(real_data, tmp_path):
     data = images.prepare(str(real_data / "covid_ct"), "tiny", tmp_path, size=64)
     assert data.images.shape == (746, 1, 64, 64)

@@ -125,7 +125,7 @@ def format_rule(table) -> tuple[pd.DataFrame, Interval]:
     return rule.reset_index(), wilson(int(rule.correct.sum()), len(test))
 
 
-def brightness_auc(images, table, part="test", n_resamples=2000, seed=0) -> tuple[Interval, str]:
+def brightness_auc(images, table, part="test") -> tuple[Interval, str]:
     """AUC of the mean grey value in one part, with its interval over patients.
 
     Also returns whether COVID is "brighter" or "darker", which train decides. AuditError.
@@ -138,7 +138,7 @@ def brightness_auc(images, table, part="test", n_resamples=2000, seed=0) -> tupl
         raise AuditError(f'"train" and "{part}" must both hold images of both classes')
     sign = 1 if auc(labels[train], brightness[train]) >= 0.5 else -1
     patients = table.patient.to_numpy()[rows]
-    interval = auc_interval(labels[rows], sign * brightness[rows], patients, n_resamples, seed)
+    interval = auc_interval(labels[rows], sign * brightness[rows], patients)
     return interval, "brighter" if sign > 0 else "darker"
 
 

@@ -112,14 +112,13 @@ def bootstrap(
     return Interval(float(statistic(*_checked(labels, scores))), float(low), float(high))
 
 
-def auc_interval(labels, scores, patients=None, n_resamples=N_RESAMPLES, seed=0) -> Interval:
+def auc_interval(labels, scores, patients=None) -> Interval:
     """AUC with Newcombe's interval, from the effective number of patients of each class.
 
     Newcombe's method 5 asks which true AUCs would make this one no surprise, with the variance of
     Hanley and McNeil, as Wilson's does for a proportion. It keeps a width at 1 and grows with the
-    AUC all the way there; of the methods in docs/statistics.md it holds 95 % best. It is a formula:
-    n_resamples and seed, taken as in `bootstrap`, change nothing. Sources: Newcombe, Statistics in
-    Medicine 25:559 (2006); Hanley & McNeil, Radiology 143:29 (1982).
+    AUC all the way there; of the methods in docs/statistics.md it holds 95 % best. Sources:
+    Newcombe, Statistics in Medicine 25:559 (2006); Hanley & McNeil, Radiology 143:29 (1982).
     """
     labels, scores = _checked(labels, scores)
     patients = _patients(labels, patients)
