@@ -24,7 +24,7 @@ def pytest_configure(config):
     )
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     """Count the cases of each line of the table, before any test is deselected.
 
@@ -41,6 +41,7 @@ def pytest_collection_modifyitems(config, items):
         if mark := item.get_closest_marker("faults"):
             cases = mark.kwargs.get("cases", 1)
             counted["lines"][mark.args] = counted["lines"].get(mark.args, 0) + cases
+    return (yield)
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,38 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # module: its tests, and pairs of what stands there and what a slip makes of it
 FAULTS = {
+    "scores/metrics.py": (
+        "evaluation plots",
+        [
+            ("n * (n + 1) / 2", "n * (n - 1) / 2"),
+            ("counts.sum() ** 2 / np.sum(counts**2)", "len(counts)"),
+            ("rankdata(scores)[labels == 1]", "rankdata(-scores)[labels == 1]"),
+            ("((n + m) / 2 - 1)", "((n + m) / 2)"),
+            ("found * (1 - 1e-12)", "1.0"),
+            ("1 - lowest(1 - value)", "1.0"),
+            ("2 * share / (1 + share)", "share / (1 + share)"),
+            ("[0.025, 0.975]", "[0.05, 0.95]"),
+            ("times[patient]", "1"),
+            ("scores >= threshold).astype", "scores > threshold).astype"),
+            ("z**2 / (2 * n)) / (1", "z**2 / n) / (1"),
+            ("np.lexsort((np.diff(", "np.lexsort((-np.diff("),
+            (
+                "thresholds[sensitivity >= minimum].max()",
+                "thresholds[sensitivity >= minimum].min()",
+            ),
+            ("beaten / np.bincount(labels)[1 - labels]", "beaten / np.bincount(labels)[labels]"),
+            ("tp / tp[-1], grid - 1e-12", "tp / tp[-1], grid + 0.1"),
+            (
+                "quantile(probabilities, np.linspace(0, 1, n_bins + 1)",
+                "quantile(probabilities, np.linspace(0, 1, n_bins + 2)",
+            ),
+            ("is_right[~is_ill], patients[~is_ill]", "is_right, patients"),
+        ],
+    ),
+    "scores/baselines.py": (
+        "evaluation",
+        [("* bins // 256", "* bins // 255"), ("/ volume.size", "/ len(volume)")],
+    ),
     "learn/training.py": (
         "training moco",
         [
