@@ -265,7 +265,8 @@ def _claim_folder(root, settings):
                 f"{root} holds a phantom cohort made with another {', '.join(changed)}; "
                 "choose another folder or delete this one"
             )
-    save(path, json.dumps(settings, indent=1).encode())
+    else:
+        save(path, json.dumps(settings, indent=1).encode())
 
 
 def _is_complete(root, job):
