@@ -134,6 +134,18 @@ def with_extension(folder):
     return path
 
 
+def commented(size):
+    """A comment between header and voxels that says that it is so many bytes long."""
+
+    def make(folder):
+        path = with_extension(folder)
+        content = path.read_bytes()
+        path.write_bytes(content[:352] + size.to_bytes(4, "little") + content[356:])
+        return path
+
+    return make
+
+
 def with_a_gap(folder):
     """Eight bytes between header and voxels, of which nibabel would log a warning."""
     path = write(folder, name="study_0001.nii", vox_offset=360)
@@ -189,6 +201,9 @@ READ = {
     "qform alone": by_quaternion,
     "qform and sform": plain(qform_code=1),
     "header extension": with_extension,
+    "a comment longer than its room": commented(1 << 28),
+    "a comment of 0 bytes": commented(0),
+    "a comment of -8 bytes": commented(0xFFFFFFF8),
     "voxels from byte 360 on": with_a_gap,
     "fractions": lambda folder: write(folder, clean() + 0.4, dtype="f4"),
     "slope with fractions": scaled("f4", 1.5, 0.3),
@@ -360,18 +375,6 @@ def with_a_comment_of_2_gb(content):
     return gzip.compress(plain[:348] + b"\1\0\0\0" + comment + plain[352:])
 
 
-def commented(size):
-    """A comment between header and voxels that says that it is so many bytes long."""
-
-    def make(folder):
-        path = with_extension(folder)
-        content = path.read_bytes()
-        path.write_bytes(content[:352] + size.to_bytes(4, "little") + content[356:])
-        return path
-
-    return make
-
-
 def with_twice_the_voxels_plain(content):
     return content + content[352:]
 
@@ -481,9 +484,6 @@ REFUSED = {
     "floats called integers, .nii": (damaged(with_twice_the_voxels_plain, name="s.nii"), "longer"),
     "voxels within the header": (plain(vox_offset=100), "damaged header"),
     "voxels at infinity": (plain(vox_offset=math.inf), "damaged header"),
-    "a comment longer than its room": (commented(1 << 28), "a comment of 268,435,456 bytes"),
-    "a comment of 0 bytes": (commented(0), "a comment of 0 bytes"),
-    "a comment of -8 bytes": (commented(0xFFFFFFF8), "a comment of"),
     "no such sform code": (plain(sform_code=7), "sform_code 7"),
     "no such qform code": (plain(qform_code=-2), "qform_code -2"),
 }

@@ -9,6 +9,7 @@ import shutil
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from threadpoolctl import threadpool_limits
 from helpers.ct.cohort import CohortError
 from helpers.ct.nifti import read_study
 from helpers.ct.nifti_checks import UnreadableStudy
-from helpers.ct.preprocessing import preprocess_fast
+from helpers.ct.preprocessing import SIZE, WINDOW, preprocess_fast
 from helpers.storage.files import write_whole
 from helpers.storage.processes import start_workers
 from helpers.storage.progress import progress
@@ -45,8 +46,8 @@ def preprocess_cohort(
     table,
     root,
     cache_dir,
-    size=(64, 256, 256),
-    limits=(-1000, 400),
+    size=SIZE,
+    limits=WINDOW,
     executor=None,
     workers=None,
     on_error="raise",
@@ -60,19 +61,11 @@ def preprocess_cohort(
     that lists every bad study) or "skip" (they are left out and listed in the cache's `skipped`).
     """
     settings = "x".join(map(str, size)) + f"_hu{limits[0]:g}to{limits[1]:g}_v{CACHE_VERSION}"
-    folder = Path(cache_dir) / settings
+    root, folder = Path(root), Path(cache_dir) / settings
     with FileLock(folder / "lock"):
         (folder / "rows").mkdir(parents=True, exist_ok=True)
-        done = _finished(folder)
-        in_array = [name for name, (_, _, row) in done.items() if row is not ...]
-        file_of = {name: line["file"] for name, (line, _, _) in done.items()}
-        file_of |= dict(zip(table.study, table.file, strict=True))
-        done = {
-            name: entry
-            for name, entry in done.items()
-            if _unchanged(entry[0], Path(root) / file_of[name])
-        }
-        todo = table[~table.study.isin(done)]
+        kept = _unchanged(_in_array(folder) | _in_rows(folder), table, root)
+        todo = table[~table.study.isin(kept)]
         skipped = _preprocess_all(todo, root, folder, size, limits, executor, workers)
         if len(skipped) and (on_error != "skip" or len(skipped) == len(table)):
             listed = "\n".join(f"  {error}" for error in skipped.error)
@@ -81,7 +74,7 @@ def preprocess_cohort(
                 'Mend or remove them, or leave them out with on_error="skip".'
             )
         asked = table[~table.study.isin(skipped.study)]
-        volumes, index = _assemble(asked, done, in_array, folder, size)
+        volumes, index = _assemble(asked, kept, folder, size)
     return CohortCache(volumes, index, skipped)
 
 
@@ -91,39 +84,48 @@ def _array_file(folder, lines) -> Path:
     return folder / f"volumes-{hashlib.blake2b(held.encode(), digest_size=6).hexdigest()}.npy"
 
 
-def _finished(folder) -> dict[str, tuple]:
-    """Study -> (its line, file, row in it), from the finished array and an interrupted call."""
-    finished = {}
-    if (folder / "index.csv").exists():
-        lines = pd.read_csv(folder / "index.csv").to_dict("records")
-        array = _array_file(folder, lines)
-        if array.exists():
-            finished = {line["study"]: (line, array, line["row"]) for line in lines}
-    for file in (folder / "rows").glob("*.json"):
-        line = json.loads(file.read_text())
-        finished[line["study"]] = (line, file.with_suffix(".npy"), ...)
-    return finished
+def _in_array(folder) -> dict[str, tuple]:
+    """Study -> (its line of the index, array file, row in it) of the finished array."""
+    if not (folder / "index.csv").exists():
+        return {}
+    lines = pd.read_csv(folder / "index.csv").to_dict("records")
+    array = _array_file(folder, lines)
+    return {line["study"]: (line, array, line["row"]) for line in lines} if array.exists() else {}
 
 
-def _unchanged(line, path) -> bool:
-    """Whether a cached line still describes the file: same size and time, or same content."""
-    if not path.exists() or path.stat().st_size != line["n_bytes"]:
-        return False
-    is_untouched = path.stat().st_mtime_ns == line["modified_ns"]
-    return is_untouched or pooch.file_hash(str(path), alg="sha1") == line["sha1"]
+def _in_rows(folder) -> dict[str, tuple]:
+    """The same of an unfinished call: every study has a file of its own."""
+    files = (folder / "rows").glob("*.json")
+    return {
+        file.stem: (json.loads(file.read_text()), file.with_suffix(".npy"), ...) for file in files
+    }
+
+
+def _unchanged(held, table, root) -> set[str]:
+    """The studies whose file is what it was: same size and time, or same content."""
+    now, unchanged = dict(zip(table.study, table.file, strict=True)), set()
+    for study, (line, _, _) in held.items():
+        path = root / now.get(study, line["file"])
+        if not path.exists() or path.stat().st_size != line["n_bytes"]:
+            continue
+        is_untouched = path.stat().st_mtime_ns == line["modified_ns"]
+        if is_untouched or pooch.file_hash(str(path), alg="sha1") == line["sha1"]:
+            unchanged.add(study)
+    return unchanged
 
 
 def _preprocess_one(path, size, limits) -> tuple[dict, np.ndarray] | UnreadableStudy:
     """What a worker does: the line and the volume of one study, or why there is none."""
     try:
         study, stat = read_study(path), os.stat(path)
+        # before it is read: if the file is changed meanwhile, it will not pass for unchanged
+        sha1 = pooch.file_hash(str(path), alg="sha1")
         # one process a core is enough: more threads in each only wait for one another
         with threadpool_limits(1):
             volume = preprocess_fast(study, size, limits)
     except UnreadableStudy as error:
         return error
-    line = {"n_bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
-    line["sha1"] = pooch.file_hash(str(path), alg="sha1")
+    line = {"n_bytes": stat.st_size, "modified_ns": stat.st_mtime_ns, "sha1": sha1}
     line |= dict(zip(("n_slices", "height", "width"), study.shape, strict=True))
     line |= dict(zip(("spacing_z", "spacing_y", "spacing_x"), study.spacing, strict=True))
     return line, volume
@@ -158,32 +160,31 @@ def _preprocess_all(table, root, folder, size, limits, executor, workers) -> pd.
 
 def _in_turn(table, root, size, limits, executor, n_ahead):
     """Yield (study, result) as results come in, with few volumes in memory at a time."""
-    waiting = {}
-    for study in table.itertuples():
-        arguments = (str(Path(root) / study.file), size, limits)
-        if executor is None:
-            yield study, _preprocess_one(*arguments)
-            continue
-        waiting[executor.submit(_preprocess_one, *arguments)] = study
-        if len(waiting) >= n_ahead:
-            for job in wait(waiting, return_when=FIRST_COMPLETED).done:
-                yield waiting.pop(job), job.result()
-    while waiting:
+    todo, waiting = table.itertuples(), {}
+    if executor is None:
+        for study in todo:
+            yield study, _preprocess_one(str(root / study.file), size, limits)
+    while True:
+        for study in islice(todo, n_ahead - len(waiting)):
+            job = executor.submit(_preprocess_one, str(root / study.file), size, limits)
+            waiting[job] = study
+        if not waiting:
+            return
         for job in wait(waiting, return_when=FIRST_COMPLETED).done:
             yield waiting.pop(job), job.result()
 
 
-def _assemble(table, kept, in_array, folder, size) -> tuple[np.ndarray, pd.DataFrame]:
+def _assemble(table, kept, folder, size) -> tuple[np.ndarray, pd.DataFrame]:
     """Put all volumes into one array and return it with the lines of `table`.
 
     kept: what was cached before and is still right, also what `table` does not ask for: it belongs
-    to another task. in_array: the studies in the array so far; they stay in their order, and what
-    is new comes after them.
+    to another task. The studies in the array so far stay in their order, what is new comes after.
     """
-    found = {**_finished(folder), **kept}
+    in_array = _in_array(folder)
+    found = in_array | _in_rows(folder)
     known = {*kept, *table.study}
-    names = [name for name in in_array if name in known]
-    names = list(dict.fromkeys([*names, *table.study, *kept]))
+    names = dict.fromkeys([*in_array, *table.study, *kept])
+    names = [name for name in names if name in known]
     asked = table.set_index("study")[["category", "file"]].to_dict("index")
     lines = [
         {**found[name][0], "row": row, **asked.get(name, {})} for row, name in enumerate(names)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import warnings
-import zlib
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -18,11 +17,12 @@ import nibabel as nib
 import numpy as np
 
 from helpers.ct.nifti_checks import (
+    DAMAGE,
     UnreadableStudy,
     bytes_claimed,
     is_packed,
     one_line,
-    open_image,
+    open_header,
     unpack,
     volume_shape,
 )
@@ -43,22 +43,20 @@ class Study:
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
-        self._image = open_image(self.path)
-        header, affine = self._image.header, self._image.affine
-        shape, zooms = volume_shape(header), header.get_zooms()
+        self._header, self._file = header, _ = open_header(self.path)
         self.description = bytes(header["descrip"].item()).decode("latin-1").strip()
         if header["sform_code"] == 0 and header["qform_code"] == 0:
             warnings.warn(
                 f"{path}: no affine in the header, taken to be stored as LAS", stacklevel=3
             )
-        stored = nib.io_orientation(affine)
-        self.source_axes = nib.aff2axcodes(affine)
+        stored = nib.io_orientation(header.get_best_affine())
+        self.source_axes = nib.orientations.ornt2axcodes(stored)
         self._transform = nib.orientations.ornt_transform(
             stored, nib.orientations.axcodes2ornt(AXES)
         )
         order = np.argsort(self._transform[:, 0])
-        self.shape = tuple(int(shape[axis]) for axis in order)
-        self.spacing = tuple(float(zooms[axis]) for axis in order)
+        self.shape = tuple(volume_shape(header)[axis] for axis in order)
+        self.spacing = tuple(float(header.get_zooms()[axis]) for axis in order)
         if self.shape[0] < MIN_SLICES:
             remedy = f"give a study of at least {MIN_SLICES} slices"
             raise UnreadableStudy(path, f"has {self.shape[0]} slices", remedy)
@@ -74,11 +72,19 @@ class Study:
 
     def _read_voxels(self):
         """The voxels as stored, scaled, (D, H, W); UnreadableStudy if damaged."""
+        header, start = self._header, self._header.get_data_offset()
         try:
-            voxels = _voxels(self._image, self.path)
+            if is_packed(self.path):
+                content = unpack(self.path, bytes_claimed(header))
+            else:
+                content = np.fromfile(self._file, np.uint8, bytes_claimed(header))
+            # the bytes as they are: nothing is copied
+            shape = volume_shape(header)
+            voxels = np.ndarray(shape, header.get_data_dtype(), content, start, order="F")
+            voxels = nib.volumeutils.apply_read_scaling(voxels, *header.get_slope_inter())
         except UnreadableStudy:
             raise
-        except (OSError, EOFError, ValueError, zlib.error) as error:
+        except (*DAMAGE, TypeError) as error:  # TypeError: the file has become shorter
             reason = f"is damaged ({one_line(error)})"
             raise UnreadableStudy(self.path, reason, "download or copy it again") from None
         return nib.orientations.apply_orientation(voxels, self._transform)
@@ -103,18 +109,6 @@ def read_mask(path: str | os.PathLike) -> np.ndarray:
     What is above 0 is lesion. UnreadableStudy if the file is no 3-D volume or damaged.
     """
     return Study(path)._read_voxels() > 0
-
-
-def _voxels(image, path):
-    """The array of an opened image, scaled, (x, y, z)."""
-    proxy, shape = image.dataobj, volume_shape(image.header)
-    if is_packed(path):
-        content = unpack(path, bytes_claimed(image.header, proxy.offset))
-        if (proxy.slope, proxy.inter) == (1, 0):
-            # the bytes as they are: nothing is copied
-            return np.ndarray(shape, proxy.dtype, content, proxy.offset, order="F")
-        proxy = type(image).from_bytes(content).dataobj
-    return np.asarray(proxy).reshape(shape, order="F")
 
 
 def _to_hu(voxels, path):
