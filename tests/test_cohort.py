@@ -190,7 +190,7 @@ def test_an_interrupted_call_goes_on_where_it_stopped(root, monkeypatch):
     cache = preprocess_cohort(table, root, other, SIZE, workers=1)
     assert len(calls) == 4 + 3
     np.testing.assert_array_equal(cache.volumes, whole)
-    assert sorted(path.name[:7] for path in other.glob("*/*")) == ["index.c", "lock", "volumes"]
+    assert sorted(path.name[:7] for path in other.glob("*/*")) == ["index.c", "volumes"]
 
 
 def test_bad_studies_are_all_listed_or_left_out_when_asked(root):

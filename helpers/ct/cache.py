@@ -6,27 +6,30 @@ import hashlib
 import json
 import os
 import shutil
-from concurrent.futures import FIRST_COMPLETED, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pandas as pd
 import pooch
-from filelock import FileLock
 from threadpoolctl import threadpool_limits
 
 from helpers.ct.cohort import CohortError
 from helpers.ct.nifti import read_study
 from helpers.ct.nifti_checks import UnreadableStudy
 from helpers.ct.preprocessing import SIZE, WINDOW, preprocess_fast
-from helpers.storage.files import write_whole
+from helpers.storage.downloads import lock
+from helpers.storage.files import WriteError, write_whole
 from helpers.storage.processes import start_workers
 from helpers.storage.progress import progress
 
 CACHE_VERSION = 2
+SKIPPED = ["study", "file", "error"]
 
 
 @dataclass(frozen=True)
@@ -57,25 +60,34 @@ def preprocess_cohort(
     table: from `find_studies`. size: (D, H, W). limits: the HU window. executor: any
     concurrent.futures executor; by default processes on this machine, `workers` of them.
     What is cached already with these settings from an unchanged file is reused, whatever task it
-    was cached for, and an interrupted call goes on where it stopped. on_error: "raise" (CohortError
-    that lists every bad study) or "skip" (they are left out and listed in the cache's `skipped`).
+    was cached for, and an interrupted call goes on where it stopped. A complete cache is not
+    written to: it may be shared and read-only. on_error: "raise" (CohortError that lists every bad
+    study) or "skip" (they are left out and listed in the cache's `skipped`).
     """
     settings = "x".join(map(str, size)) + f"_hu{limits[0]:g}to{limits[1]:g}_v{CACHE_VERSION}"
-    root, folder = Path(root), Path(cache_dir) / settings
-    with FileLock(folder / "lock"):
-        (folder / "rows").mkdir(parents=True, exist_ok=True)
-        kept = _unchanged(_in_array(folder) | _in_rows(folder), table, root)
-        todo = table[~table.study.isin(kept)]
-        skipped = _preprocess_all(todo, root, folder, size, limits, executor, workers)
-        if len(skipped) and (on_error != "skip" or len(skipped) == len(table)):
-            listed = "\n".join(f"  {error}" for error in skipped.error)
-            raise CohortError(
-                f"{len(skipped)} of {len(table)} studies cannot be used:\n{listed}\n"
-                'Mend or remove them, or leave them out with on_error="skip".'
-            )
-        asked = table[~table.study.isin(skipped.study)]
-        volumes, index = _assemble(asked, kept, folder, size)
-    return CohortCache(volumes, index, skipped)
+    root, folder = Path(root).expanduser(), Path(cache_dir).expanduser() / settings
+    if _is_complete(folder, table, root):
+        with suppress(FileNotFoundError, KeyError):  # another process is replacing it
+            return CohortCache(*_open(folder, table), pd.DataFrame(columns=SKIPPED))
+    try:
+        with lock(folder):
+            kept = _unchanged(_in_array(folder) | _in_rows(folder), table, root)
+            todo = table[~table.study.isin(kept)]
+            skipped = _preprocess_all(todo, root, folder, size, limits, executor, workers)
+            if len(skipped) and (on_error != "skip" or len(skipped) == len(table)):
+                listed = "\n".join(f"  {error}" for error in skipped.error)
+                raise CohortError(
+                    f"{len(skipped)} of {len(table)} studies cannot be used:\n{listed}\n"
+                    'Mend or remove them, or leave them out with on_error="skip".'
+                )
+            asked = table[~table.study.isin(skipped.study)]
+            _assemble(asked, kept, folder, size)
+            return CohortCache(*_open(folder, asked), skipped)
+    except WriteError:
+        raise
+    except OSError as error:
+        text = f"{folder}: the cache is not complete and cannot be written"
+        raise WriteError(f"{text} ({error}); choose another folder") from None
 
 
 def _array_file(folder, lines) -> Path:
@@ -86,11 +98,13 @@ def _array_file(folder, lines) -> Path:
 
 def _in_array(folder) -> dict[str, tuple]:
     """Study -> (its line of the index, array file, row in it) of the finished array."""
-    if not (folder / "index.csv").exists():
+    try:
+        lines = pd.read_csv(folder / "index.csv").to_dict("records")
+        array = _array_file(folder, lines)
+        np.load(array, mmap_mode="r")
+    except (OSError, EOFError, ValueError, KeyError):  # not there, or damaged: made anew
         return {}
-    lines = pd.read_csv(folder / "index.csv").to_dict("records")
-    array = _array_file(folder, lines)
-    return {line["study"]: (line, array, line["row"]) for line in lines} if array.exists() else {}
+    return {line["study"]: (line, array, line["row"]) for line in lines}
 
 
 def _in_rows(folder) -> dict[str, tuple]:
@@ -114,6 +128,22 @@ def _unchanged(held, table, root) -> set[str]:
     return unchanged
 
 
+def _is_complete(folder, table, root) -> bool:
+    """Whether the array holds all of `table`, and nothing in it has changed or is unfinished."""
+    held = _in_array(folder)
+    lines = {(line["study"], line["category"], line["file"]) for line, _, _ in held.values()}
+    has_all = lines.issuperset(zip(table.study, table.category, table.file, strict=True))
+    is_finished = has_all and not (folder / "rows").exists()
+    return is_finished and len(_unchanged(held, table, root)) == len(held)
+
+
+def _open(folder, table) -> tuple[np.ndarray, pd.DataFrame]:
+    """The array, and the lines of the index that belong to `table`."""
+    held = _in_array(folder)
+    lines = pd.DataFrame([held[study][0] for study in table.study])
+    return np.load(held[table.study.iloc[0]][1], mmap_mode="r"), lines
+
+
 def _preprocess_one(path, size, limits) -> tuple[dict, np.ndarray] | UnreadableStudy:
     """What a worker does: the line and the volume of one study, or why there is none."""
     try:
@@ -128,13 +158,15 @@ def _preprocess_one(path, size, limits) -> tuple[dict, np.ndarray] | UnreadableS
     line = {"n_bytes": stat.st_size, "modified_ns": stat.st_mtime_ns, "sha1": sha1}
     line |= dict(zip(("n_slices", "height", "width"), study.shape, strict=True))
     line |= dict(zip(("spacing_z", "spacing_y", "spacing_x"), study.spacing, strict=True))
+    # equal for copies of a study, however they are packed
+    line["content"] = hashlib.blake2b(volume, digest_size=8).hexdigest()
     return line, volume
 
 
 def _preprocess_all(table, root, folder, size, limits, executor, workers) -> pd.DataFrame:
     """Write one row file a study; returns the bad studies: study, file, error."""
     skipped = []
-    workers = min(workers or os.cpu_count() or 1, max(len(table), 1))
+    workers = min(workers or joblib.cpu_count(), max(len(table), 1))
     own = None
     if executor is None and workers > 1 and len(table) > 2:
         own = executor = start_workers(workers)
@@ -151,11 +183,19 @@ def _preprocess_all(table, root, folder, size, limits, executor, workers) -> pd.
             write_whole(row, partial(np.save, arr=volume))
             text = json.dumps(line).encode()
             write_whole(row.with_suffix(".json"), lambda file, text=text: file.write(text))
+    except BrokenExecutor:
+        if executor is not own:
+            raise
+        n_done = len([*(folder / "rows").glob("*.json")])
+        raise CohortError(
+            "a process that preprocesses was killed, most likely because memory ran out; close "
+            f"other programs or give workers=1, and run it again: {n_done} studies are kept"
+        ) from None
     finally:
         if own:
             own.shutdown(cancel_futures=True)
     skipped.sort(key=lambda bad: bad["file"])
-    return pd.DataFrame(skipped, columns=["study", "file", "error"])
+    return pd.DataFrame(skipped, columns=SKIPPED)
 
 
 def _in_turn(table, root, size, limits, executor, n_ahead):
@@ -174,8 +214,8 @@ def _in_turn(table, root, size, limits, executor, n_ahead):
             yield waiting.pop(job), job.result()
 
 
-def _assemble(table, kept, folder, size) -> tuple[np.ndarray, pd.DataFrame]:
-    """Put all volumes into one array and return it with the lines of `table`.
+def _assemble(table, kept, folder, size):
+    """Put all volumes into one array, and write its index.
 
     kept: what was cached before and is still right, also what `table` does not ask for: it belongs
     to another task. The studies in the array so far stay in their order, what is new comes after.
@@ -196,9 +236,8 @@ def _assemble(table, kept, folder, size) -> tuple[np.ndarray, pd.DataFrame]:
     for old in (*folder.glob("volumes-*"), *folder.glob(".volumes-*")):
         if old != target:
             old.unlink()
-    shutil.rmtree(folder / "rows")
-    lines = index.set_index("study").loc[table.study].reset_index()
-    return np.load(target, mmap_mode="r"), lines[index.columns]
+    if (folder / "rows").exists():
+        shutil.rmtree(folder / "rows")
 
 
 def _write_volumes(file, studies, done, size):

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from helpers.storage import downloads
@@ -42,7 +43,7 @@ class Report:
     """What a folder holds; `print` it for a summary.
 
     studies: the catalogue with a column `status`: "missing" or "present", and after `verify`
-    "match" or "mismatch" instead of "present".
+    "match", "mismatch" or, of a .nii, "unpacked" instead of "present".
     """
 
     root: Path
@@ -61,6 +62,8 @@ class Report:
         if match + mismatch:
             lines.append(f"gzip CRC-32: {match + mismatch} good")
             lines.append(f"git blob SHA-1: {match} as in two full mirrors, {mismatch} different")
+        if unpacked := self.count("unpacked"):
+            lines.append(f"{unpacked} studies are not packed (.nii): nothing to compare them with")
         if mismatch:
             lines.append(f"warning: {mismatch} studies are not byte for byte those of the mirrors")
         return "\n".join([*lines, f"Source: {CREDIT}"])
@@ -91,13 +94,13 @@ def download(root: str | os.PathLike, which: str = "subset", base_url: str = BAS
 
     which: "subset" (a release of 100 CT-0 and 100 CT-2 or CT-3 studies, 2.1 GB), "subset+CT-1"
     (3.2 GB) or "full": the whole set needs a registration, so its archives (any name, .zip) or
-    its folders must lie in `root`; archives are unpacked and stay. Nothing is fetched when the
-    set is there. Raises ValueError for another `which`, DownloadError and ArchiveError with one
-    line that says what to do.
+    its folders must lie in `root`; archives are unpacked and stay. A study may be a .nii, as in
+    Kaggle's copy. Nothing is fetched when the set is there. Raises ValueError for another `which`,
+    DownloadError and ArchiveError with one line that says what to do.
     """
     if which not in SETS:
         raise ValueError(f"which={which!r} is not known; choose one of {', '.join(SETS)}")
-    root = Path(root)
+    root = Path(root).expanduser()
     try:
         # a complete folder is not written to: in a workshop it may be shared and read-only
         if _list_todo(root, which):
@@ -123,9 +126,10 @@ def verify(root: str | os.PathLike) -> Report:
     """
     from helpers.storage.progress import progress
 
-    table = _list_studies(Path(root))
+    root = Path(root).expanduser()
+    table = _list_studies(root)
     there = table[table["status"] == "present"]
-    paths = [Path(root) / file for file in there["file"]]
+    paths = [root / file for file in there["file"]]
     with ThreadPoolExecutor() as pool:
         checks = pool.map(check_study, paths, there["git_blob_sha1"])
         table.loc[there.index, "status"] = list(progress(checks, total=len(paths), desc="verify"))
@@ -135,11 +139,16 @@ def verify(root: str | os.PathLike) -> Report:
         raise ArchiveError(
             f"{root}: {len(damaged)} damaged ({names}); delete them and run the download again"
         )
-    return Report(Path(root), table)
+    return Report(root, table)
 
 
 def check_study(path: str | os.PathLike, git_blob_sha1: str) -> str:
-    """Say of one .nii.gz file whether it is a "match", a "mismatch" or "damaged" (gzip CRC-32)."""
+    """Say of one .nii.gz file whether it is a "match", a "mismatch" or "damaged" (gzip CRC-32).
+
+    A .nii is "unpacked": it has no checksum.
+    """
+    if Path(path).suffix != ".gz":
+        return "unpacked"
     data = Path(path).read_bytes()
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
@@ -157,10 +166,12 @@ def hash_git_blob(data: bytes) -> str:
 
 
 def _list_studies(root):
-    """The catalogue with a column `status`, "present" or "missing"."""
+    """The catalogue with a column `status`, "present" or "missing"; `file` is the one there is."""
     table = catalogue()
-    sizes = [file_size(root / file) for file in table["file"]]
-    return table.assign(status=["present" if size else "missing" for size in sizes])
+    files = [file if file_size(root / file) else file.removesuffix(".gz") for file in table["file"]]
+    is_there = [file_size(root / file) > 0 for file in files]
+    table["file"] = table["file"].where(~np.array(is_there), files)
+    return table.assign(status=np.where(is_there, "present", "missing"))
 
 
 def _read_marker(root):
@@ -216,10 +227,10 @@ def _check_space(root, names):
 def _unpack(archive, root):
     """Put the archive's studies where MosMedData has them; other files stay in it."""
     table = catalogue()
-    targets = {file.rsplit("/", 1)[-1]: file for file in table["file"]}
-    for study in table.loc[table["mask"], "study"]:
-        targets[f"{study}_mask.nii.gz"] = f"masks/{study}_mask.nii.gz"
-    targets |= {name: name for name in EXTRAS}
+    names = [*table["file"], *("masks/" + table.loc[table["mask"], "study"] + "_mask.nii.gz")]
+    targets = {name.rsplit("/", 1)[-1]: name for name in [*names, *EXTRAS]}
+    # unpacked studies too
+    targets |= {key[:-3]: name[:-3] for key, name in targets.items() if name.endswith(".gz")}
     # each only once: an archive may hold a second copy in another folder
     unpacked = downloads.unpack_zip(
         archive, root, lambda name: targets.pop(name.rsplit("/", 1)[-1], None)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import warnings
 from functools import cached_property
-from itertools import accumulate
 from pathlib import Path
 
 import nibabel as nib
@@ -30,19 +29,24 @@ from helpers.ct.nifti_checks import (
 AIR = -1000
 AXES = ("S", "P", "L")
 MIN_SLICES = 8
-AIR_RANGE = (-1500, -200)  # HU; padding outside the field of view lies below
+# Between which HU a chest CT has air and soft tissue, each at least a twentieth of it. In the eight
+# real studies that the tests read it is a third or more.
+TISSUES = {"air": (-1200, -500), "soft tissue": (-150, 300)}
+LEAST = 0.05
+MOST_BELOW = 0.2  # more than padding and its blurred edge
 
 
 class Study:
     """One CT study: its header at once, its voxels when `hu` is first read.
 
     path: the file. shape: (D, H, W) in voxels. spacing: (z, y, x) in mm.
+    affine: (4, 4), from a voxel (d, h, w) to mm, (R, A, S).
     source_axes: nibabel axis codes of the file as stored, for example ("L", "A", "S").
     description: the header's own words on the study, at most 80 characters.
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         self._header, self._file = header, _ = open_header(self.path)
         self.description = bytes(header["descrip"].item()).decode("latin-1").strip()
         if header["sform_code"] == 0 and header["qform_code"] == 0:
@@ -54,6 +58,8 @@ class Study:
         self._transform = nib.orientations.ornt_transform(
             stored, nib.orientations.axcodes2ornt(AXES)
         )
+        as_read = nib.orientations.inv_ornt_aff(self._transform, volume_shape(header))
+        self.affine = header.get_best_affine() @ as_read
         order = np.argsort(self._transform[:, 0])
         self.shape = tuple(volume_shape(header)[axis] for axis in order)
         self.spacing = tuple(float(header.get_zooms()[axis]) for axis in order)
@@ -103,12 +109,22 @@ def read_study(path: str | os.PathLike) -> Study:
     return Study(path)
 
 
-def read_mask(path: str | os.PathLike) -> np.ndarray:
+def read_mask(path: str | os.PathLike, study: Study | str | os.PathLike = None) -> np.ndarray:
     """Read a lesion mask as a boolean array (D, H, W), in the order of `read_study`.
 
-    What is above 0 is lesion. UnreadableStudy if the file is no 3-D volume or damaged.
+    What is above 0 is lesion. study: the study that it is to be laid over. UnreadableStudy if the
+    file is no 3-D volume or damaged, or if its voxels do not lie where the study's lie.
     """
-    return Study(path)._read_voxels() > 0
+    mask = Study(path)
+    if study is not None:
+        study = study if isinstance(study, Study) else Study(study)
+        away = (np.abs(mask.affine - study.affine)[:3] @ (*study.shape, 1)).max()  # at most, in mm
+        if mask.shape != study.shape or away > min(study.spacing) / 2:
+            reason = f"has the shape {mask.shape}, and its study {study.path.name} {study.shape}"
+            if mask.shape == study.shape:
+                reason = f"lies up to {away:.0f} mm away from its study {study.path.name}"
+            raise UnreadableStudy(path, reason, "save the mask with the affine of its study")
+    return mask._read_voxels() > 0
 
 
 def _to_hu(voxels, path):
@@ -121,20 +137,7 @@ def _to_hu(voxels, path):
         if odd.any():
             warnings.warn(f"{path}: {odd.sum():,} voxels without a value set to air", stacklevel=5)
             voxels = np.where(odd, AIR, voxels)
-    low, high = voxels.min(), voxels.max()
-    if low == high:
-        reason = f"has the value {low:g} in every voxel"
-        raise UnreadableStudy(path, reason, "convert the original CT again")
-    above, below = max(low, AIR_RANGE[0]), AIR_RANGE[1]
-    # slice by slice, to the first ones that hold enough
-    counts = (np.count_nonzero((part > above) & (part < below)) for part in voxels)
-    if not any(n_air >= 0.01 * voxels.size for n_air in accumulate(counts)):
-        raise UnreadableStudy(
-            path,
-            f"has no air (values {low:g} to {high:g}): these are {_scale(low, high)}, "
-            "not Hounsfield units",
-            "convert it from the original CT with its rescale slope and intercept",
-        )
+    _check_scale(voxels, path)
     if voxels.dtype.kind == "f":
         voxels = np.rint(voxels)
     if voxels.dtype != np.int16:
@@ -142,9 +145,36 @@ def _to_hu(voxels, path):
     return voxels
 
 
-def _scale(low, high):
-    """In words, what values from `low` to `high` without air may be."""
+def _check_scale(voxels, path):
+    """UnreadableStudy unless there is air and soft tissue where a chest CT in HU has them."""
+    low, high = voxels.min(), voxels.max()
+    if low == high:
+        reason = f"has the value {low:g} in every voxel"
+        raise UnreadableStudy(path, reason, "convert the original CT again")
+    step = 1 + min(voxels.shape[1:]) // 128
+    seen = voxels[:, ::step, ::step].copy()
+    n_seen = max(1, np.count_nonzero(seen > low))  # the lowest value may be padding
+
+    def share(start, end):
+        return np.count_nonzero((seen > max(low, start)) & (seen < end)) / n_seen
+
+    wrong = [f"no {tissue}" for tissue, span in TISSUES.items() if share(*span) < LEAST]
+    if share(low, TISSUES["air"][0]) > MOST_BELOW:
+        wrong.append("much that is below air")
+    if wrong:
+        what = _scale(low, high, wrong[0])
+        raise UnreadableStudy(
+            path,
+            f"has {wrong[0]} (values {low:g} to {high:g}): these are {what}, not Hounsfield units",
+            "convert it from the original CT with its rescale slope and intercept",
+        )
+
+
+def _scale(low, high, wrong):
+    """In words, what values from `low` to `high` may be that are not HU."""
     low, high = float(low), float(high)
     if low >= -128 and high <= 255:
         return "8-bit grey values" if high - low > 2 else "scaled grey values"
+    if wrong != "no air":
+        return "values of another scale, perhaps with the intercept applied twice"
     return "stored values without their offset" if high < 1 << 16 else "values of another scale"

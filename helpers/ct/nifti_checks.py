@@ -23,6 +23,7 @@ GZIP_RATIO = 1100  # gzip packs no more than 1032 bytes into one
 MAX_BYTES = 4 << 30
 SPACINGS = (0.05, 50)  # mm
 GIVE = "give a .nii.gz or .nii file, or .hdr with .img"
+REDO = "convert the original CT again"
 AGAIN = "download it again or convert the original CT"
 DAMAGE = (OSError, EOFError, ValueError, OverflowError, zlib.error)
 DAMAGE += (nib.spatialimages.HeaderDataError,)
@@ -63,14 +64,12 @@ def open_header(path: Path) -> tuple[nib.Nifti1Header, Path]:
         check_header(path, kind(start, check=False), voxel_file.stat().st_size)
         with np.errstate(all="ignore"):  # what is no number is refused below
             header = kind(start)
-            affine, _ = header.get_best_affine(), header.get_slope_inter()
+            header.get_slope_inter()  # fails where a slope has no intercept
+            check_geometry(path, header)
     except UnreadableStudy:
         raise
     except DAMAGE as error:
         raise UnreadableStudy(path, f"has a damaged header ({one_line(error)})", AGAIN) from None
-    if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
-        raise UnreadableStudy(path, "has no usable affine", "convert the original CT again")
-    check_spacing(path, nib.affines.voxel_sizes(affine))
     return header, voxel_file
 
 
@@ -131,7 +130,7 @@ def check_header(path, header, n_bytes):
             raise UnreadableStudy(path, f"has a damaged header ({name} {header[name]})", AGAIN)
     if header.get_data_dtype().fields or header.get_data_dtype().kind == "c":
         reason = "holds colours or complex numbers"
-        raise UnreadableStudy(path, reason, "convert the original CT again")
+        raise UnreadableStudy(path, reason, REDO)
     begin = header.get_data_offset()
     claimed = bytes_claimed(header)
     if claimed > MAX_BYTES:
@@ -173,8 +172,34 @@ def bytes_claimed(header):
 def check_spacing(path, steps):
     """UnreadableStudy if a step between voxels, in mm, is none that a CT has."""
     if not all(SPACINGS[0] <= step <= SPACINGS[1] for step in steps):
-        listed = " x ".join(f"{step:g}" for step in steps)
-        raise UnreadableStudy(path, f"has a voxel spacing of {listed} mm", "check the header")
+        raise UnreadableStudy(path, f"has a voxel spacing of {in_mm(steps)}", "check the header")
+
+
+def check_geometry(path, header):
+    """UnreadableStudy if what the header says of the voxels' places is contradictory or no CT's."""
+    affine = header.get_best_affine()
+    if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
+        raise UnreadableStudy(path, "has no usable affine", REDO)
+    steps, told = nib.affines.voxel_sizes(affine), header["pixdim"][1:4]
+    check_spacing(path, steps)
+    qform, _ = header.get_qform(coded=True)
+    # the file's axes from right to left and from front to back: columns and rows of a slice
+    order = np.argsort(nib.io_orientation(affine)[:, 0])[:2]
+    columns, rows = (volume_shape(header)[axis] for axis in order)
+    width, height = steps[order]
+    is_forgotten = np.array_equal(np.abs(affine), np.eye(4))
+    reason = None
+    if not np.allclose(steps, told, rtol=0.05):
+        reason = f"has voxels of {in_mm(steps)} by its affine, of {in_mm(told)} by its pixdim"
+    elif qform is not None and nib.aff2axcodes(qform) != nib.aff2axcodes(affine):
+        axes = ("".join(nib.aff2axcodes(one)) for one in (affine, qform))
+        reason = "has the axes {} by its sform, {} by its qform".format(*axes)
+    elif max(width, height) > 2 * min(width, height):
+        reason = f"has pixels of {in_mm((width, height))}, as if its axes were mixed up"
+    elif is_forgotten and max(columns, rows) > 1.25 * min(columns, rows):
+        reason = f"has no affine but the identity, and slices of {columns} x {rows} pixels"
+    if reason:
+        raise UnreadableStudy(path, reason, REDO)
 
 
 def check_length(path, n_bytes, claimed):
@@ -189,6 +214,11 @@ def check_length(path, n_bytes, claimed):
 def is_packed(path):
     """Whether the file is compressed, by its name."""
     return path.name.lower().endswith(".gz")
+
+
+def in_mm(steps):
+    """Steps between voxels, in words."""
+    return " x ".join(f"{step:g}" for step in steps) + " mm"
 
 
 def one_line(error):
