@@ -300,6 +300,21 @@ def test_full_set_from_an_extracted_tree(server, fetch, tmp_path):
     assert server.requests == []
 
 
+def test_kaggles_copy_holds_unpacked_studies(server, fetch, tmp_path):
+    root, files = tmp_path / "mosmed", mosmed.catalogue()["file"].str.removesuffix(".gz")
+    write_full_zip(root / "kaggle.zip", range(3, 1111), {f"copy 1.0/{files[0]}": b"a study"})
+    (root / files[1]).parent.mkdir(parents=True)
+    (root / files[1]).write_bytes(b"another study")
+    report = fetch("full")
+    assert report.count("present") == 1110
+    assert report.studies["file"][:3].tolist() == [*files[:2], mosmed.catalogue()["file"][2]]
+    assert (root / files[0]).read_bytes() == b"a study"
+    report = mosmed.verify(root)
+    assert (report.count("unpacked"), report.count("mismatch")) == (2, 1108)
+    assert "2 studies are not packed (.nii): nothing to compare them with" in str(report)
+    assert server.requests == []
+
+
 def test_verify_tells_match_mismatch_and_damage(server, fetch, tmp_path, monkeypatch):
     fetch()
     root = tmp_path / "mosmed"

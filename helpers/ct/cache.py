@@ -144,8 +144,12 @@ def _open(folder, table) -> tuple[np.ndarray, pd.DataFrame]:
     return np.load(held[table.study.iloc[0]][1], mmap_mode="r"), lines
 
 
-def _preprocess_one(path, size, limits) -> tuple[dict, np.ndarray] | UnreadableStudy:
-    """What a worker does: the line and the volume of one study, or why there is none."""
+def _preprocess_one(path, size, limits, row=None) -> tuple[dict, np.ndarray] | UnreadableStudy:
+    """What a worker does: the line and the volume of one study, or why there is none.
+
+    row: a file that the volume goes into; None comes back in its place, since a process that is
+    killed while it sends much leaves the others waiting for the rest.
+    """
     try:
         study, stat = read_study(path), os.stat(path)
         # before it is read: if the file is changed meanwhile, it will not pass for unchanged
@@ -160,18 +164,22 @@ def _preprocess_one(path, size, limits) -> tuple[dict, np.ndarray] | UnreadableS
     line |= dict(zip(("spacing_z", "spacing_y", "spacing_x"), study.spacing, strict=True))
     # equal for copies of a study, however they are packed
     line["content"] = hashlib.blake2b(volume, digest_size=8).hexdigest()
-    return line, volume
+    if row:
+        write_whole(row, partial(np.save, arr=volume))
+    return line, None if row else volume
 
 
 def _preprocess_all(table, root, folder, size, limits, executor, workers) -> pd.DataFrame:
     """Write one row file a study; returns the bad studies: study, file, error."""
-    skipped = []
+    skipped, rows = [], folder / "rows"
     workers = min(workers or joblib.cpu_count(), max(len(table), 1))
     own = None
     if executor is None and workers > 1 and len(table) > 2:
         own = executor = start_workers(workers)
     try:
-        jobs = _in_turn(table, root, size, limits, executor, n_ahead=4 * workers)
+        # an executor of the caller's may be on another machine: what it makes is written here
+        written_there = rows if executor is own else None
+        jobs = _in_turn(table, root, size, limits, executor, 4 * workers, written_there)
         options = {"unit": "study", "disable": table.empty}
         for study, result in progress(jobs, "preprocess", len(table), **options):
             if isinstance(result, UnreadableStudy):
@@ -179,14 +187,14 @@ def _preprocess_all(table, root, folder, size, limits, executor, workers) -> pd.
                 continue
             line, volume = result
             line |= {"study": study.study, "category": study.category, "file": study.file}
-            row = folder / "rows" / f"{study.study}.npy"
-            write_whole(row, partial(np.save, arr=volume))
+            if volume is not None:
+                write_whole(rows / f"{study.study}.npy", partial(np.save, arr=volume))
             text = json.dumps(line).encode()
-            write_whole(row.with_suffix(".json"), lambda file, text=text: file.write(text))
+            write_whole(rows / f"{study.study}.json", lambda file, text=text: file.write(text))
     except BrokenExecutor:
         if executor is not own:
             raise
-        n_done = len([*(folder / "rows").glob("*.json")])
+        n_done = len([*rows.glob("*.json")])
         raise CohortError(
             "a process that preprocesses was killed, most likely because memory ran out; close "
             f"other programs or give workers=1, and run it again: {n_done} studies are kept"
@@ -198,16 +206,19 @@ def _preprocess_all(table, root, folder, size, limits, executor, workers) -> pd.
     return pd.DataFrame(skipped, columns=SKIPPED)
 
 
-def _in_turn(table, root, size, limits, executor, n_ahead):
+def _in_turn(table, root, size, limits, executor, n_ahead, rows):
     """Yield (study, result) as results come in, with few volumes in memory at a time."""
-    todo, waiting = table.itertuples(), {}
+    waiting = {}
+    todo = (
+        (study, (str(root / study.file), size, limits, rows and rows / f"{study.study}.npy"))
+        for study in table.itertuples()
+    )
     if executor is None:
-        for study in todo:
-            yield study, _preprocess_one(str(root / study.file), size, limits)
+        for study, job in todo:
+            yield study, _preprocess_one(*job)
     while True:
-        for study in islice(todo, n_ahead - len(waiting)):
-            job = executor.submit(_preprocess_one, str(root / study.file), size, limits)
-            waiting[job] = study
+        for study, job in islice(todo, n_ahead - len(waiting)):
+            waiting[executor.submit(_preprocess_one, *job)] = study
         if not waiting:
             return
         for job in wait(waiting, return_when=FIRST_COMPLETED).done:
@@ -230,7 +241,7 @@ def _assemble(table, kept, folder, size):
         {**found[name][0], "row": row, **asked.get(name, {})} for row, name in enumerate(names)
     ]
     target, index = _array_file(folder, lines), pd.DataFrame(lines)
-    if not target.exists():
+    if target not in {array for _, array, _ in in_array.values()}:
         write_whole(target, lambda file: _write_volumes(file, names, found, size))
     write_whole(folder / "index.csv", lambda file: index.to_csv(file, index=False))
     for old in (*folder.glob("volumes-*"), *folder.glob(".volumes-*")):

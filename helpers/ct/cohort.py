@@ -241,10 +241,12 @@ def _stored_split(table, path) -> pd.Series:
     """The part of each line of `table`, if the split at `path` is right for its patients."""
     remedy = "delete it to split anew, and train anew"
     try:
-        stored = pd.read_csv(path, dtype=str, keep_default_na=False).set_index("study").part
-        stored = stored[stored.isin(PARTS)]
+        stored = pd.read_csv(path, dtype=str, keep_default_na=False)
+        stored = stored[stored["part"].isin(PARTS)].set_index("study")["part"]
+        if not stored.index.is_unique:
+            raise ValueError("a study twice")
     except (KeyError, ValueError) as error:
-        raise SplitError(f"{path}: is no split ({type(error).__name__}); {remedy}") from None
+        raise SplitError(f"{path}: is no split ({error}); {remedy}") from None
     unknown = table.study[~table.study.isin(stored.index)]
     if len(unknown):
         studies = f"{len(unknown)} studies ({unknown.iloc[0]} ...)"

@@ -62,7 +62,7 @@ class Study:
         self.affine = header.get_best_affine() @ as_read
         order = np.argsort(self._transform[:, 0])
         self.shape = tuple(volume_shape(header)[axis] for axis in order)
-        self.spacing = tuple(float(header.get_zooms()[axis]) for axis in order)
+        self.spacing = tuple(nib.affines.voxel_sizes(self.affine).tolist())
         if self.shape[0] < MIN_SLICES:
             remedy = f"give a study of at least {MIN_SLICES} slices"
             raise UnreadableStudy(path, f"has {self.shape[0]} slices", remedy)
