@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+import json
 import shutil
 import subprocess
 import zipfile
@@ -93,7 +94,7 @@ class Unpacking:
 
 
 class MosMed:
-    """Its registry and its note on what is unpacked."""
+    """Its studies and its note on what is unpacked."""
 
     def __init__(self, disk, tmp_path):
         self.root = disk / "mosmed"
@@ -104,7 +105,7 @@ class MosMed:
 
     def __call__(self):
         mosmed.download(self.root, "full")
-        assert len(pd.read_excel(self.root / mosmed.REGISTRY)) == 1110
+        assert len(json.loads((self.root / mosmed.MARKER).read_text())["full.zip"]) == 1110
 
 
 class Preprocessing:

@@ -99,6 +99,10 @@ def plain(**options):
     return lambda folder: write(folder, **options)
 
 
+def spaced(*steps):
+    return plain(pixdim=(1, *steps, 1, 1, 1, 1))
+
+
 def pair(folder):
     stored, spacing = along(clean(), "LAS")
     affine = affine_of("LAS", spacing)
@@ -116,13 +120,18 @@ def singletons(folder):
     return path
 
 
-def by_quaternion(folder):
-    """A header with a qform alone."""
-    stored, spacing = along(clean(), "LPS")
-    header = nib.Nifti1Header()
-    header.set_qform(affine_of("LPS", spacing), 1)
-    fields = {name: header[name] for name in ("qform_code", "quatern_b", "quatern_c", "quatern_d")}
-    return write(folder, codes="LPS", sform_code=0, **fields)
+def by_quaternion(axes="LPS", **options):
+    """A header with a qform along these axes, and a sform along the same unless told otherwise."""
+
+    def make(folder):
+        header = nib.Nifti1Header()
+        header.set_qform(affine_of(axes, along(clean(), axes)[1]), 1)
+        names = ("qform_code", "quatern_b", "quatern_c", "quatern_d")
+        fields = {name: header[name] for name in names}
+        fields["pixdim"] = (*header["pixdim"][:4], 1, 1, 1, 1)
+        return write(folder, **{"codes": axes, **fields, **options})
+
+    return make
 
 
 def with_extension(folder):
@@ -132,6 +141,18 @@ def with_extension(folder):
     comment = np.array([32, 6], "<i4").tobytes() + b"a comment".ljust(24, b"\0")
     path.write_bytes(content[:348] + b"\1\0\0\0" + comment + content[352:])
     return path
+
+
+def commented(size):
+    """A comment between header and voxels that says that it is so many bytes long."""
+
+    def make(folder):
+        path = with_extension(folder)
+        content = path.read_bytes()
+        path.write_bytes(content[:352] + size.to_bytes(4, "little") + content[356:])
+        return path
+
+    return make
 
 
 def with_a_gap(folder):
@@ -186,9 +207,13 @@ READ = {
     ".hdr and .img": pair,
     ".img and .hdr": lambda folder: pair(folder).with_suffix(".img"),
     "4-D with one volume": singletons,
-    "qform alone": by_quaternion,
-    "qform and sform": plain(qform_code=1),
+    "qform alone": by_quaternion(sform_code=0),
+    "qform and sform": by_quaternion(),
+    "pixdim rounded": spaced(0.9001, 0.699, 2.01),
     "header extension": with_extension,
+    "a comment longer than its room": commented(1 << 28),
+    "a comment of 0 bytes": commented(0),
+    "a comment of -8 bytes": commented(0xFFFFFFF8),
     "voxels from byte 360 on": with_a_gap,
     "fractions": lambda folder: write(folder, clean() + 0.4, dtype="f4"),
     "slope with fractions": scaled("f4", 1.5, 0.3),
@@ -333,12 +358,18 @@ def valued(change, dtype="i2", **fields):
     return lambda folder: write(folder, change(clean()), dtype=dtype, **fields)
 
 
-def spaced(*steps):
-    return plain(pixdim=(1, *steps, 1, 1, 1, 1))
-
-
 def sform(**rows):
     return plain(**{f"srow_{name}": row for name, row in rows.items()})
+
+
+def in_another_order(folder, spacing):
+    """Slices, rows, columns in the file's x, y and z, as arrays of SimpleITK lie."""
+    affine = np.diag([*spacing[::-1], 1.0])
+    stored = np.resize(clean(), (10, 24, 24)).astype("i2")
+    header, voxels = nifti(stored, affine, spacing[::-1])
+    path = folder / "study_0001.nii.gz"
+    path.write_bytes(gzip.compress(header + FOUR_ZEROS + voxels))
+    return path
 
 
 def without_its_voxels(folder):
@@ -358,18 +389,6 @@ def with_a_comment_of_2_gb(content):
     plain = gzip.decompress(content)
     comment = np.array([2**31 - 16, 6], "<i4").tobytes()
     return gzip.compress(plain[:348] + b"\1\0\0\0" + comment + plain[352:])
-
-
-def commented(size):
-    """A comment between header and voxels that says that it is so many bytes long."""
-
-    def make(folder):
-        path = with_extension(folder)
-        content = path.read_bytes()
-        path.write_bytes(content[:352] + size.to_bytes(4, "little") + content[356:])
-        return path
-
-    return make
 
 
 def with_twice_the_voxels_plain(content):
@@ -448,6 +467,10 @@ REFUSED = {
     "offset 1024": (valued(lambda hu: hu + 1024), "offset"),
     "offset 1024, u2": (valued(lambda hu: hu + 1024, "u2"), "offset"),
     "offset 1024, u8": (valued(lambda hu: hu + 1024, "u8"), "offset"),
+    "intercept applied twice": (valued(lambda hu: hu - 1024), "no soft tissue"),
+    "intercept of 1000 applied twice": (valued(lambda hu: hu - 1000, "f4"), "no soft tissue"),
+    "slope applied twice": (valued(lambda hu: hu * 3), "Hounsfield"),
+    "air and bone alone": (valued(lambda hu: np.where(hu < -160, hu, 900)), "no soft tissue"),
     "offset 1024, padded": (valued(with_padding_and_offset), "offset"),
     "slope of 1e30": (plain(scl_slope=1e30, scl_inter=0), "Hounsfield"),
     "slope of 1e-30": (plain(scl_slope=1e-30, scl_inter=0), "Hounsfield|every voxel"),
@@ -481,9 +504,14 @@ REFUSED = {
     "floats called integers, .nii": (damaged(with_twice_the_voxels_plain, name="s.nii"), "longer"),
     "voxels within the header": (plain(vox_offset=100), "damaged header"),
     "voxels at infinity": (plain(vox_offset=math.inf), "damaged header"),
-    "a comment longer than its room": (commented(1 << 28), "a comment of 268,435,456 bytes"),
-    "a comment of 0 bytes": (commented(0), "a comment of 0 bytes"),
-    "a comment of -8 bytes": (commented(0xFFFFFFF8), "a comment of"),
+    "pixdim of 1 mm, another affine": (spaced(1, 1, 1), "affine, of 1 x 1 x 1 mm by its pixdim"),
+    "pixdim in another order": (spaced(2, 0.7, 0.9), "by its pixdim"),
+    "qform of another axis": (by_quaternion("RAS", codes="LAS"), "LAS by its sform, RAS by its"),
+    "z, y, x under the affine of x, y, z": (
+        lambda folder: in_another_order(folder, (1.0, 0.7, 8.0)),
+        "pixels of 8 x 0.7 mm",
+    ),
+    "z, y, x and no affine": (lambda folder: in_another_order(folder, (1, 1, 1)), "identity"),
     "no such sform code": (plain(sform_code=7), "sform_code 7"),
     "no such qform code": (plain(qform_code=-2), "qform_code -2"),
 }
@@ -621,7 +649,7 @@ def test_a_cohort_without_a_sound_study_is_refused_even_when_asked_to_skip(tmp_p
     folder = tmp_path / "studies" / "CT-0"
     folder.mkdir(parents=True)
     for number in (1, 2):
-        holding(HTML, f"study_{number:04}.nii.gz")(folder)
+        holding(HTML + b"%d" % number, f"study_{number:04}.nii.gz")(folder)
     for _ in range(2):
         with pytest.raises(cohort.CohortError, match="2 of 2 studies"):
             build(tmp_path, on_error="skip")

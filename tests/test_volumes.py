@@ -12,6 +12,7 @@ from scipy import ndimage
 from helpers.ct.nifti import read_mask, read_study
 from helpers.ct.nifti_checks import UnreadableStudy
 from helpers.ct.preprocessing import pad_to_square, preprocess, resample, resampling_matrix, window
+from helpers.phantom import simulate
 
 
 @pytest.fixture
@@ -162,6 +163,60 @@ def test_unusable_files_are_refused_in_one_line(chest, tmp_path, damage, reason)
     assert str(pickle.loads(pickle.dumps(caught.value))) == message
 
 
+PHANTOMS = [(32, 8), (48, 16), (96, 12)]
+
+
+@pytest.mark.parametrize(("matrix", "n_slices"), PHANTOMS)
+@pytest.mark.parametrize("category", simulate.CATEGORIES)
+def test_a_chest_of_any_class_is_in_hu_and_not_on_another_scale(
+    tmp_path, category, matrix, n_slices
+):
+    for scanner in simulate.SCANNERS:
+        hu = simulate.make_study(matrix, category, matrix, n_slices, scanner).hu
+        path = save(hu, tmp_path / "study_0001.nii.gz", spacing=(8, 4, 4))
+        np.testing.assert_array_equal(read_study(path).hu, hu)
+        for change in (-1024, -1000, -512, 512, 1000, 1024):
+            save(hu.astype(int) + change, path, dtype=np.float32, spacing=(8, 4, 4))
+            with pytest.raises(UnreadableStudy, match="not Hounsfield units"):
+                _ = read_study(path).hu
+        for factor in (-1, 0.001, 2, 10):
+            save(hu * float(factor), path, dtype=np.float32, spacing=(8, 4, 4))
+            with pytest.raises(UnreadableStudy, match="not Hounsfield units"):
+                _ = read_study(path).hu
+
+
+@pytest.mark.parametrize("intercept", [-1024, -1000, 1000, 1024])
+def test_a_real_chest_whose_intercept_is_wrong_is_refused(real_data, tmp_path, intercept):
+    for source in sorted((real_data / "volumes").glob("*.nii.gz")):
+        hu = read_study(source).hu[:, ::4, ::4]
+        path = save(hu, tmp_path / "study_0001.nii.gz", spacing=(8, 3, 3))
+        np.testing.assert_array_equal(read_study(path).hu, hu)
+        save(hu.astype(int) + intercept, path, dtype=np.int32, spacing=(8, 3, 3))
+        with pytest.raises(UnreadableStudy, match="not Hounsfield units"):
+            _ = read_study(path).hu
+
+
+def test_padding_in_the_range_of_air_is_no_air(chest, tmp_path):
+    """Stored values without their offset, and outside the field of view what would be HU of air."""
+    stored = chest + 1024
+    stored[:, :4] = -976
+    with pytest.raises(UnreadableStudy, match="no air"):
+        _ = read_study(save(stored, tmp_path / "s.nii.gz")).hu
+
+
+def test_a_blurred_edge_of_the_padding_is_kept(chest, tmp_path):
+    padded = chest.copy()
+    padded[:, :2], padded[:, 2, ::2] = -3024, -2000
+    np.testing.assert_array_equal(read_study(save(padded, tmp_path / "s.nii.gz")).hu, padded)
+
+
+def test_a_home_folder_is_expanded(chest, tmp_path, monkeypatch):
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    save(chest, tmp_path / "s.nii.gz")
+    np.testing.assert_array_equal(read_study("~/s.nii.gz").hu, chest)
+
+
 def test_folder_and_missing_file_are_refused(tmp_path):
     for path, reason in ((tmp_path, "folder"), (tmp_path / "no.nii.gz", "exist")):
         with pytest.raises(UnreadableStudy, match=reason):
@@ -244,6 +299,39 @@ def test_masks_come_in_the_order_of_the_study(tmp_path, chest, codes, dtype):
     path = save(lesion, tmp_path / "mask.nii.gz", codes, dtype)
     mask = read_mask(path)
     assert mask.dtype == bool and np.array_equal(mask, lesion > 0)
+
+
+@pytest.mark.parametrize("codes", ["LAS", "RPI", "SPL"])
+def test_a_mask_is_laid_over_its_own_study_alone(tmp_path, chest, codes):
+    """Compared by the affine: the order in which either is stored does not matter."""
+    study = save(chest, tmp_path / "study.nii.gz")
+    lesion = chest > 0
+    path = save(lesion, tmp_path / "mask.nii.gz", codes, np.uint8)
+    for same in (study, str(study), read_study(study)):
+        np.testing.assert_array_equal(read_mask(path, same), lesion)
+    image = nib.load(path)
+    stored, affine = np.asarray(image.dataobj), image.affine
+    nudged, shifted, mirrored = affine.copy(), affine.copy(), affine.copy()
+    nudged[:3, 3] += 0.01
+    shifted[0, 3] += 5
+    mirrored[0] *= -1
+    nib.save(nib.Nifti1Image(stored, nudged), path)
+    np.testing.assert_array_equal(read_mask(path, study), lesion)
+    for wrong in (shifted, mirrored, affine @ np.diag([1.1, 1.1, 1.1, 1])):
+        nib.save(nib.Nifti1Image(stored, wrong), path)
+        with pytest.raises(UnreadableStudy, match=r"mask.*away from its study study\.nii\.gz"):
+            read_mask(path, study)
+    nib.save(image.slicer[:, :-1], path)
+    with pytest.raises(UnreadableStudy, match="shape"):
+        read_mask(path, study)
+
+
+def test_a_mask_that_forgot_its_affine_is_refused(tmp_path, chest):
+    study, path = save(chest, tmp_path / "study.nii.gz"), save(chest > 0, tmp_path / "mask.nii.gz")
+    stored = np.asarray(nib.load(path).dataobj)
+    nib.save(nib.Nifti1Image(stored, np.eye(4)), path)
+    with pytest.raises(UnreadableStudy, match="away from its study"):
+        read_mask(path, study)
 
 
 def test_a_damaged_mask_is_refused(tmp_path, chest):

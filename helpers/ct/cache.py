@@ -6,26 +6,29 @@ import hashlib
 import json
 import os
 import shutil
-from concurrent.futures import FIRST_COMPLETED, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pandas as pd
 import pooch
-from filelock import FileLock
 from threadpoolctl import threadpool_limits
 
 from helpers.ct.cohort import CohortError
 from helpers.ct.nifti import read_study
 from helpers.ct.nifti_checks import UnreadableStudy
-from helpers.ct.preprocessing import preprocess_fast
-from helpers.storage.files import write_whole
-from helpers.storage.processes import start_workers
+from helpers.ct.preprocessing import SIZE, WINDOW, preprocess_fast
+from helpers.storage.files import WriteError, lock, write_whole
+from helpers.storage.processes import KILLED, start_workers
 from helpers.storage.progress import progress
 
 CACHE_VERSION = 2
+SKIPPED = ["study", "file", "error"]
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,8 @@ def preprocess_cohort(
     table,
     root,
     cache_dir,
-    size=(64, 256, 256),
-    limits=(-1000, 400),
+    size=SIZE,
+    limits=WINDOW,
     executor=None,
     workers=None,
     on_error="raise",
@@ -56,33 +59,34 @@ def preprocess_cohort(
     table: from `find_studies`. size: (D, H, W). limits: the HU window. executor: any
     concurrent.futures executor; by default processes on this machine, `workers` of them.
     What is cached already with these settings from an unchanged file is reused, whatever task it
-    was cached for, and an interrupted call goes on where it stopped. on_error: "raise" (CohortError
-    that lists every bad study) or "skip" (they are left out and listed in the cache's `skipped`).
+    was cached for, and an interrupted call goes on where it stopped. A complete cache is not
+    written to: it may be shared and read-only. on_error: "raise" (CohortError that lists every bad
+    study) or "skip" (they are left out and listed in the cache's `skipped`).
     """
     settings = "x".join(map(str, size)) + f"_hu{limits[0]:g}to{limits[1]:g}_v{CACHE_VERSION}"
-    folder = Path(cache_dir) / settings
-    with FileLock(folder / "lock"):
-        (folder / "rows").mkdir(parents=True, exist_ok=True)
-        done = _finished(folder)
-        in_array = [name for name, (_, _, row) in done.items() if row is not ...]
-        file_of = {name: line["file"] for name, (line, _, _) in done.items()}
-        file_of |= dict(zip(table.study, table.file, strict=True))
-        done = {
-            name: entry
-            for name, entry in done.items()
-            if _unchanged(entry[0], Path(root) / file_of[name])
-        }
-        todo = table[~table.study.isin(done)]
-        skipped = _preprocess_all(todo, root, folder, size, limits, executor, workers)
-        if len(skipped) and (on_error != "skip" or len(skipped) == len(table)):
-            listed = "\n".join(f"  {error}" for error in skipped.error)
-            raise CohortError(
-                f"{len(skipped)} of {len(table)} studies cannot be used:\n{listed}\n"
-                'Mend or remove them, or leave them out with on_error="skip".'
-            )
-        asked = table[~table.study.isin(skipped.study)]
-        volumes, index = _assemble(asked, done, in_array, folder, size)
-    return CohortCache(volumes, index, skipped)
+    root, folder = Path(root).expanduser(), Path(cache_dir).expanduser() / settings
+    if _is_complete(folder, table, root):
+        with suppress(FileNotFoundError, KeyError):  # another process is replacing it
+            return CohortCache(*_open(folder, table), pd.DataFrame(columns=SKIPPED))
+    try:
+        with lock(folder):
+            kept = _unchanged(_in_array(folder) | _in_rows(folder), table, root)
+            todo = table[~table.study.isin(kept)]
+            skipped = _preprocess_all(todo, root, folder, size, limits, executor, workers)
+            if len(skipped) and (on_error != "skip" or len(skipped) == len(table)):
+                listed = "\n".join(f"  {error}" for error in skipped.error)
+                raise CohortError(
+                    f"{len(skipped)} of {len(table)} studies cannot be used:\n{listed}\n"
+                    'Mend or remove them, or leave them out with on_error="skip".'
+                )
+            asked = table[~table.study.isin(skipped.study)]
+            _assemble(asked, kept, folder, size)
+            return CohortCache(*_open(folder, asked), skipped)
+    except WriteError:
+        raise
+    except OSError as error:
+        text = f"{folder}: the cache is not complete and cannot be written"
+        raise WriteError(f"{text} ({error}); choose another folder") from None
 
 
 def _array_file(folder, lines) -> Path:
@@ -91,53 +95,90 @@ def _array_file(folder, lines) -> Path:
     return folder / f"volumes-{hashlib.blake2b(held.encode(), digest_size=6).hexdigest()}.npy"
 
 
-def _finished(folder) -> dict[str, tuple]:
-    """Study -> (its line, file, row in it), from the finished array and an interrupted call."""
-    finished = {}
-    if (folder / "index.csv").exists():
+def _in_array(folder) -> dict[str, tuple]:
+    """Study -> (its line of the index, array file, row in it) of the finished array."""
+    try:
         lines = pd.read_csv(folder / "index.csv").to_dict("records")
         array = _array_file(folder, lines)
-        if array.exists():
-            finished = {line["study"]: (line, array, line["row"]) for line in lines}
-    for file in (folder / "rows").glob("*.json"):
-        line = json.loads(file.read_text())
-        finished[line["study"]] = (line, file.with_suffix(".npy"), ...)
-    return finished
+        np.load(array, mmap_mode="r")
+    except (OSError, EOFError, ValueError, KeyError):  # not there, or damaged: made anew
+        return {}
+    return {line["study"]: (line, array, line["row"]) for line in lines}
 
 
-def _unchanged(line, path) -> bool:
-    """Whether a cached line still describes the file: same size and time, or same content."""
-    if not path.exists() or path.stat().st_size != line["n_bytes"]:
-        return False
-    is_untouched = path.stat().st_mtime_ns == line["modified_ns"]
-    return is_untouched or pooch.file_hash(str(path), alg="sha1") == line["sha1"]
+def _in_rows(folder) -> dict[str, tuple]:
+    """The same of an unfinished call: every study has a file of its own."""
+    files = (folder / "rows").glob("*.json")
+    return {
+        file.stem: (json.loads(file.read_text()), file.with_suffix(".npy"), ...) for file in files
+    }
 
 
-def _preprocess_one(path, size, limits) -> tuple[dict, np.ndarray] | UnreadableStudy:
-    """What a worker does: the line and the volume of one study, or why there is none."""
+def _unchanged(held, table, root) -> set[str]:
+    """The studies whose file is what it was: same size and time, or same content."""
+    now, unchanged = dict(zip(table.study, table.file, strict=True)), set()
+    for study, (line, _, _) in held.items():
+        path = root / now.get(study, line["file"])
+        if not path.exists() or path.stat().st_size != line["n_bytes"]:
+            continue
+        is_untouched = path.stat().st_mtime_ns == line["modified_ns"]
+        if is_untouched or pooch.file_hash(str(path), alg="sha1") == line["sha1"]:
+            unchanged.add(study)
+    return unchanged
+
+
+def _is_complete(folder, table, root) -> bool:
+    """Whether the array holds all of `table`, and nothing in it has changed or is unfinished."""
+    held = _in_array(folder)
+    lines = {(line["study"], line["category"], line["file"]) for line, _, _ in held.values()}
+    has_all = lines.issuperset(zip(table.study, table.category, table.file, strict=True))
+    is_finished = has_all and not (folder / "rows").exists()
+    return is_finished and len(_unchanged(held, table, root)) == len(held)
+
+
+def _open(folder, table) -> tuple[np.ndarray, pd.DataFrame]:
+    """The array, and the lines of the index that belong to `table`."""
+    held = _in_array(folder)
+    lines = pd.DataFrame([held[study][0] for study in table.study])
+    return np.load(held[table.study.iloc[0]][1], mmap_mode="r"), lines
+
+
+def _preprocess_one(path, size, limits, row=None) -> tuple[dict, np.ndarray] | UnreadableStudy:
+    """What a worker does: the line and the volume of one study, or why there is none.
+
+    row: a file that the volume goes into; None comes back in its place, since a process that is
+    killed while it sends much leaves the others waiting for the rest.
+    """
     try:
         study, stat = read_study(path), os.stat(path)
+        # before it is read: if the file is changed meanwhile, it will not pass for unchanged
+        sha1 = pooch.file_hash(str(path), alg="sha1")
         # one process a core is enough: more threads in each only wait for one another
         with threadpool_limits(1):
             volume = preprocess_fast(study, size, limits)
     except UnreadableStudy as error:
         return error
-    line = {"n_bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
-    line["sha1"] = pooch.file_hash(str(path), alg="sha1")
+    line = {"n_bytes": stat.st_size, "modified_ns": stat.st_mtime_ns, "sha1": sha1}
     line |= dict(zip(("n_slices", "height", "width"), study.shape, strict=True))
     line |= dict(zip(("spacing_z", "spacing_y", "spacing_x"), study.spacing, strict=True))
-    return line, volume
+    # equal for copies of a study, however they are packed
+    line["content"] = hashlib.blake2b(volume, digest_size=8).hexdigest()
+    if row:
+        write_whole(row, partial(np.save, arr=volume))
+    return line, None if row else volume
 
 
 def _preprocess_all(table, root, folder, size, limits, executor, workers) -> pd.DataFrame:
     """Write one row file a study; returns the bad studies: study, file, error."""
-    skipped = []
-    workers = min(workers or os.cpu_count() or 1, max(len(table), 1))
+    skipped, rows = [], folder / "rows"
+    workers = min(workers or joblib.cpu_count(), max(len(table), 1))
     own = None
     if executor is None and workers > 1 and len(table) > 2:
         own = executor = start_workers(workers)
     try:
-        jobs = _in_turn(table, root, size, limits, executor, n_ahead=4 * workers)
+        # an executor of the caller's may be on another machine: what it makes is written here
+        written_there = rows if executor is own else None
+        jobs = _in_turn(table, root, size, limits, executor, 4 * workers, written_there)
         options = {"unit": "study", "disable": table.empty}
         for study, result in progress(jobs, "preprocess", len(table), **options):
             if isinstance(result, UnreadableStudy):
@@ -145,59 +186,65 @@ def _preprocess_all(table, root, folder, size, limits, executor, workers) -> pd.
                 continue
             line, volume = result
             line |= {"study": study.study, "category": study.category, "file": study.file}
-            row = folder / "rows" / f"{study.study}.npy"
-            write_whole(row, partial(np.save, arr=volume))
+            if volume is not None:
+                write_whole(rows / f"{study.study}.npy", partial(np.save, arr=volume))
             text = json.dumps(line).encode()
-            write_whole(row.with_suffix(".json"), lambda file, text=text: file.write(text))
+            write_whole(rows / f"{study.study}.json", lambda file, text=text: file.write(text))
+    except BrokenExecutor:
+        if executor is not own:
+            raise
+        n_done = len([*rows.glob("*.json")])
+        raise CohortError(f"{KILLED}: {n_done} studies are kept") from None
     finally:
         if own:
             own.shutdown(cancel_futures=True)
     skipped.sort(key=lambda bad: bad["file"])
-    return pd.DataFrame(skipped, columns=["study", "file", "error"])
+    return pd.DataFrame(skipped, columns=SKIPPED)
 
 
-def _in_turn(table, root, size, limits, executor, n_ahead):
+def _in_turn(table, root, size, limits, executor, n_ahead, rows):
     """Yield (study, result) as results come in, with few volumes in memory at a time."""
     waiting = {}
-    for study in table.itertuples():
-        arguments = (str(Path(root) / study.file), size, limits)
-        if executor is None:
-            yield study, _preprocess_one(*arguments)
-            continue
-        waiting[executor.submit(_preprocess_one, *arguments)] = study
-        if len(waiting) >= n_ahead:
-            for job in wait(waiting, return_when=FIRST_COMPLETED).done:
-                yield waiting.pop(job), job.result()
-    while waiting:
+    todo = (
+        (study, (str(root / study.file), size, limits, rows and rows / f"{study.study}.npy"))
+        for study in table.itertuples()
+    )
+    if executor is None:
+        for study, job in todo:
+            yield study, _preprocess_one(*job)
+    while True:
+        for study, job in islice(todo, n_ahead - len(waiting)):
+            waiting[executor.submit(_preprocess_one, *job)] = study
+        if not waiting:
+            return
         for job in wait(waiting, return_when=FIRST_COMPLETED).done:
             yield waiting.pop(job), job.result()
 
 
-def _assemble(table, kept, in_array, folder, size) -> tuple[np.ndarray, pd.DataFrame]:
-    """Put all volumes into one array and return it with the lines of `table`.
+def _assemble(table, kept, folder, size):
+    """Put all volumes into one array, and write its index.
 
     kept: what was cached before and is still right, also what `table` does not ask for: it belongs
-    to another task. in_array: the studies in the array so far; they stay in their order, and what
-    is new comes after them.
+    to another task. The studies in the array so far stay in their order, what is new comes after.
     """
-    found = {**_finished(folder), **kept}
+    in_array = _in_array(folder)
+    found = in_array | _in_rows(folder)
     known = {*kept, *table.study}
-    names = [name for name in in_array if name in known]
-    names = list(dict.fromkeys([*names, *table.study, *kept]))
+    names = dict.fromkeys([*in_array, *table.study, *kept])
+    names = [name for name in names if name in known]
     asked = table.set_index("study")[["category", "file"]].to_dict("index")
     lines = [
         {**found[name][0], "row": row, **asked.get(name, {})} for row, name in enumerate(names)
     ]
     target, index = _array_file(folder, lines), pd.DataFrame(lines)
-    if not target.exists():
+    if target not in {array for _, array, _ in in_array.values()}:
         write_whole(target, lambda file: _write_volumes(file, names, found, size))
     write_whole(folder / "index.csv", lambda file: index.to_csv(file, index=False))
     for old in (*folder.glob("volumes-*"), *folder.glob(".volumes-*")):
         if old != target:
             old.unlink()
-    shutil.rmtree(folder / "rows")
-    lines = index.set_index("study").loc[table.study].reset_index()
-    return np.load(target, mmap_mode="r"), lines[index.columns]
+    if (folder / "rows").exists():
+        shutil.rmtree(folder / "rows")
 
 
 def _write_volumes(file, studies, done, size):

@@ -12,12 +12,12 @@ import hashlib
 import io
 import json
 import os
-import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from helpers.storage import downloads
@@ -35,8 +35,7 @@ FULL_SOURCES = (
     "mosmed.ai/datasets/covid19_1110 (registration) or "
     "kaggle.com/datasets/mathurinache/mosmeddata-chest-ct-scans-with-covid19"
 )
-REGISTRY = "dataset_registry.xlsx"
-EXTRAS = (REGISTRY, "LICENSE", "README_EN.md")
+EXTRAS = ("dataset_registry.xlsx", "LICENSE", "README_EN.md")
 MARKER = ".unpacked.json"
 
 
@@ -45,12 +44,11 @@ class Report:
     """What a folder holds; `print` it for a summary.
 
     studies: the catalogue with a column `status`: "missing" or "present", and after `verify`
-    "match", "mismatch" or "damaged" instead of "present". left_out: unknown files in archives.
+    "match", "mismatch" or, of a .nii, "unpacked" instead of "present".
     """
 
     root: Path
     studies: pd.DataFrame
-    left_out: int = 0
 
     def count(self, status: str) -> int:
         """Number of studies with this status."""
@@ -61,14 +59,14 @@ class Report:
         counts = there["category"].value_counts().sort_index()
         parts = ", ".join(f"{category} {n}" for category, n in counts.items()) or "none"
         lines = [f"{self.root}: {len(there)} of {len(self.studies)} studies ({parts})"]
-        match, mismatch, damaged = map(self.count, ("match", "mismatch", "damaged"))
-        if match + mismatch + damaged:
-            lines.append(f"gzip CRC-32: {match + mismatch} good, {damaged} damaged")
+        match, mismatch = map(self.count, ("match", "mismatch"))
+        if match + mismatch:
+            lines.append(f"gzip CRC-32: {match + mismatch} good")
             lines.append(f"git blob SHA-1: {match} as in two full mirrors, {mismatch} different")
+        if unpacked := self.count("unpacked"):
+            lines.append(f"{unpacked} studies are not packed (.nii): nothing to compare them with")
         if mismatch:
             lines.append(f"warning: {mismatch} studies are not byte for byte those of the mirrors")
-        if self.left_out:
-            lines.append(f"{self.left_out} unknown files in the archives were left out")
         return "\n".join([*lines, f"Source: {CREDIT}"])
 
 
@@ -92,32 +90,26 @@ def catalogue() -> pd.DataFrame:
     )
 
 
-def download(
-    root: str | os.PathLike,
-    which: str = "subset",
-    base_url: str = BASE_URL,
-) -> Report:
+def download(root: str | os.PathLike, which: str = "subset", base_url: str = BASE_URL) -> Report:
     """Bring MosMedData into `root` in its own layout, `studies/CT-*/study_*.nii.gz`.
 
     which: "subset" (a release of 100 CT-0 and 100 CT-2 or CT-3 studies, 2.1 GB), "subset+CT-1"
     (3.2 GB) or "full": the whole set needs a registration, so its archives (any name, .zip) or
-    its folders must lie in `root`; archives are unpacked and stay. Nothing is fetched when the
-    set is there. Writes `dataset_registry.xlsx` if none came with the data. Raises ValueError for
-    another `which`, DownloadError and ArchiveError with one line that says what to do.
+    its folders must lie in `root`; archives are unpacked and stay. A study may be a .nii, as in
+    Kaggle's copy. Nothing is fetched when the set is there. Raises ValueError for another `which`,
+    DownloadError and ArchiveError with one line that says what to do.
     """
     if which not in SETS:
         raise ValueError(f"which={which!r} is not known; choose one of {', '.join(SETS)}")
-    root, left_out = Path(root), 0
+    root = Path(root).expanduser()
     try:
         # a complete folder is not written to: in a workshop it may be shared and read-only
-        if _list_todo(root, which) or not _has_registry(root):
+        if _list_todo(root, which):
             with downloads.lock(root / "mosmed"):
-                left_out = _bring(root, which, base_url)
-                if not _has_registry(root):
-                    _write_registry(root)
+                _bring(root, which, base_url)
     except OSError as error:
         raise DownloadError(f"{root}: cannot be written ({error}); choose another folder") from None
-    report = Report(root, _list_studies(root), left_out)
+    report = Report(root, _list_studies(root))
     if which == "full" and report.count("missing"):
         raise DownloadError(
             f"{root}: {report.count('missing')} of {len(report.studies)} studies are missing; get "
@@ -127,37 +119,41 @@ def download(
     return report
 
 
-def verify(root: str | os.PathLike, on_error: str = "raise") -> Report:
+def verify(root: str | os.PathLike) -> Report:
     """Read every study in `root` to its end: gzip CRC-32 and git blob SHA-1.
 
     A study whose bytes differ from the catalogue's is counted ("mismatch"): a mirror may have
-    compressed it anew. A damaged one raises ArchiveError, or is listed with on_error="report".
+    compressed it anew. ArchiveError if one is damaged.
     """
     from helpers.storage.progress import progress
 
-    table = _list_studies(Path(root))
+    root = Path(root).expanduser()
+    table = _list_studies(root)
     there = table[table["status"] == "present"]
-    paths = [Path(root) / file for file in there["file"]]
+    paths = [root / file for file in there["file"]]
     with ThreadPoolExecutor() as pool:
         checks = pool.map(check_study, paths, there["git_blob_sha1"])
         table.loc[there.index, "status"] = list(progress(checks, total=len(paths), desc="verify"))
     damaged = table.loc[table["status"] == "damaged", "file"].tolist()
-    if damaged and on_error == "raise":
+    if damaged:
         names = ", ".join(damaged[:3]) + ", ..." * (len(damaged) > 3)
         raise ArchiveError(
             f"{root}: {len(damaged)} damaged ({names}); delete them and run the download again"
         )
-    return Report(Path(root), table)
+    return Report(root, table)
 
 
 def check_study(path: str | os.PathLike, git_blob_sha1: str) -> str:
-    """Say of one .nii.gz file whether it is a "match", a "mismatch" or "damaged" (gzip CRC-32)."""
-    n_bytes = 0
+    """Say of one .nii.gz file whether it is a "match", a "mismatch" or "damaged" (gzip CRC-32).
+
+    A .nii is "unpacked": it has no checksum.
+    """
+    if Path(path).suffix != ".gz":
+        return "unpacked"
+    data = Path(path).read_bytes()
     try:
-        data = Path(path).read_bytes()
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
-            while block := stream.read(1 << 20):
-                n_bytes += len(block)
+            n_bytes = sum(map(len, iter(lambda: stream.read(1 << 20), b"")))
     except (OSError, EOFError, zlib.error):
         return "damaged"
     if not n_bytes:
@@ -171,10 +167,12 @@ def hash_git_blob(data: bytes) -> str:
 
 
 def _list_studies(root):
-    """The catalogue with a column `status`, "present" or "missing"."""
+    """The catalogue with a column `status`, "present" or "missing"; `file` is the one there is."""
     table = catalogue()
-    sizes = [file_size(root / file) for file in table["file"]]
-    return table.assign(status=["present" if size else "missing" for size in sizes])
+    files = [file if file_size(root / file) else file.removesuffix(".gz") for file in table["file"]]
+    is_there = [file_size(root / file) > 0 for file in files]
+    table["file"] = table["file"].where(~np.array(is_there), files)
+    return table.assign(status=np.where(is_there, "present", "missing"))
 
 
 def _read_marker(root):
@@ -205,17 +203,18 @@ def _list_todo(root, which):
 
 
 def _bring(root, which, base_url):
-    """Fetch (but for "full") and unpack; the number of unknown files in the archives."""
-    names, left_out = _list_todo(root, which), 0
+    """Fetch, but for "full", and unpack."""
+    names = _list_todo(root, which)
     if which == "full":
-        return sum(_unpack(root / name, root) for name in names)
+        for name in names:
+            _unpack(root / name, root)
+        return
     _check_space(root, names)
     for name in names:
         url = f"{base_url.rstrip('/')}/{name}"
         archive = downloads.download(url, root / name, size=RELEASE[name])
-        left_out += _unpack(archive, root)
+        _unpack(archive, root)
         archive.unlink()
-    return left_out
 
 
 def _check_space(root, names):
@@ -227,52 +226,16 @@ def _check_space(root, names):
 
 
 def _unpack(archive, root):
-    """Put the archive's studies where MosMedData has them; the number of unknown files in it."""
+    """Put the archive's studies where MosMedData has them; other files stay in it."""
     table = catalogue()
-    targets = {file.rsplit("/", 1)[-1]: file for file in table["file"]}
-    for study in table.loc[table["mask"], "study"]:
-        targets[f"{study}_mask.nii.gz"] = f"masks/{study}_mask.nii.gz"
-    targets |= {name: name for name in EXTRAS}
-    left_out = []
-
-    def place(name):
-        target = targets.pop(name.rsplit("/", 1)[-1], None)
-        if target is None:
-            left_out.append(name)
-        return target
-
-    unpacked = unpack_zip(archive, root, place)
+    names = [*table["file"], *("masks/" + table.loc[table["mask"], "study"] + "_mask.nii.gz")]
+    targets = {name.rsplit("/", 1)[-1]: name for name in [*names, *EXTRAS]}
+    # unpacked studies too
+    targets |= {key[:-3]: name[:-3] for key, name in targets.items() if name.endswith(".gz")}
+    # each only once: an archive may hold a second copy in another folder
+    unpacked = unpack_zip(archive, root, lambda name: targets.pop(name.rsplit("/", 1)[-1], None))
     sizes = {path.relative_to(root).as_posix(): file_size(path) for path in unpacked}
     if archive.name in RELEASE and not any(file.startswith("studies/") for file in sizes):
         raise ArchiveError(f"{archive}: holds no study of MosMedData; delete it and get it again")
-    marker = _read_marker(root) | {archive.name: sizes}
-    text = json.dumps(marker, indent=1)
+    text = json.dumps(_read_marker(root) | {archive.name: sizes}, indent=1)
     write_whole(root / MARKER, lambda file: file.write(text.encode()))
-    return len(left_out)
-
-
-def _has_registry(root):
-    """Is there a registry that lists every study that is there?"""
-    studies = _list_studies(root)
-    try:
-        listed = pd.read_excel(root / REGISTRY)["study_id"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        return False
-    return set(studies.loc[studies["status"] == "present", "study"]) <= set(listed)
-
-
-def _write_registry(root):
-    """Make MosMedData's registry for the studies that are there."""
-    studies = _list_studies(root)
-    there = studies[studies["status"] == "present"]
-    masks = "masks/" + there["study"] + "_mask.nii.gz"
-    registry = pd.DataFrame(
-        {
-            "study_id": there["study"],
-            "category": there["category"],
-            "study_file": there["file"],
-            "mask_file": masks.where([(root / mask).is_file() for mask in masks]),
-        }
-    )
-    registry.to_excel(stream := io.BytesIO(), index=False)
-    write_whole(root / REGISTRY, lambda file: file.write(stream.getvalue()))

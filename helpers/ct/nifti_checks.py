@@ -21,11 +21,12 @@ ENDINGS = (".nii", ".nii.gz", ".hdr", ".img")
 GZIP_MAGIC = b"\x1f\x8b"
 GZIP_RATIO = 1100  # gzip packs no more than 1032 bytes into one
 MAX_BYTES = 4 << 30
-MAX_COMMENTS = 16 << 20
 SPACINGS = (0.05, 50)  # mm
+GIVE = "give a .nii.gz or .nii file, or .hdr with .img"
+REDO = "convert the original CT again"
 AGAIN = "download it again or convert the original CT"
-DAMAGE = (nib.spatialimages.HeaderDataError, OSError, EOFError, ValueError, OverflowError)
-DAMAGE += (zlib.error,)
+DAMAGE = (OSError, EOFError, ValueError, OverflowError, zlib.error)
+DAMAGE += (nib.spatialimages.HeaderDataError,)
 # What nibabel would log about a header, the checks here say once, with the file's name
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL + 1)
 
@@ -41,46 +42,58 @@ class UnreadableStudy(ValueError):
         return type(self), (self.path, self.reason, self.remedy)
 
 
-def open_image(path: Path) -> nib.Nifti1Pair:
-    """Open a NIfTI file with nibabel, its voxels unread; UnreadableStudy if that cannot be right.
+def open_header(path: Path) -> tuple[nib.Nifti1Header, Path]:
+    """The header of a NIfTI file and the file that its voxels are in, the same or its .img.
 
-    nibabel mends a header where it can. Here what decides how the voxels are read has to be right
-    as it stands: shape, spacing, affine, and a file long enough for what the header claims.
+    Only the header's own bytes are read, comments behind it are passed over. nibabel mends a header
+    where it can; here what decides how the voxels are read has to be right as it stands: shape,
+    spacing, affine, and a file long enough for what the header claims. Else UnreadableStudy.
     """
-    check_file(path)
     try:
-        header, n_bytes = read_header(path)
-        check_header(path, header, n_bytes)
-        check_comments(path, header)
-        with np.errstate(all="ignore"):  # what is no number is refused below
-            image = nib.load(path)
-    except UnreadableStudy:
-        raise
-    except nib.filebasedimages.ImageFileError:
-        raise UnreadableStudy(path, "is no NIfTI file", AGAIN) from None
-    except DAMAGE as error:
-        raise UnreadableStudy(path, f"has a damaged header ({one_line(error)})", AGAIN) from None
-    affine = image.affine
-    if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
-        raise UnreadableStudy(path, "has no usable affine", "convert the original CT again")
-    check_spacing(path, nib.affines.voxel_sizes(affine))
-    return image
-
-
-def check_file(path):
-    """UnreadableStudy unless `path` is a regular file that begins as its name promises."""
-    try:
-        if path.is_dir() or not path.exists():
-            reason = "is a folder" if path.is_dir() else "does not exist"
-            raise UnreadableStudy(path, reason, "give the path of a .nii.gz file")
-        if not path.is_file():
-            raise UnreadableStudy(path, "is no regular file", "give the path of a .nii.gz file")
-        with open(path, "rb") as file:
-            start = file.read(64)
+        header_file, voxel_file = find_files(path)
+        with open(header_file, "rb") as file:
+            check_start(path, file.read(64))
     except OSError as error:
         reason = f"cannot be opened ({error.strerror})"
         raise UnreadableStudy(path, reason, "check its permissions") from None
-    text, name, what = start.lstrip().lower(), path.name.lower(), None
+    try:
+        with nib.openers.ImageOpener(header_file) as file:
+            start = file.read(nib.Nifti2Header.sizeof_hdr)
+        kind = header_kind(path, start)
+        start = start[: kind.sizeof_hdr]
+        check_header(path, kind(start, check=False), voxel_file.stat().st_size)
+        with np.errstate(all="ignore"):  # what is no number is refused below
+            header = kind(start)
+            header.get_slope_inter()  # fails where a slope has no intercept
+            check_geometry(path, header)
+    except UnreadableStudy:
+        raise
+    except DAMAGE as error:
+        raise UnreadableStudy(path, f"has a damaged header ({one_line(error)})", AGAIN) from None
+    return header, voxel_file
+
+
+def find_files(path):
+    """The files of header and voxels; UnreadableStudy unless they are regular files of NIfTI."""
+    if path.is_dir() or not path.exists():
+        raise UnreadableStudy(path, "is a folder" if path.is_dir() else "does not exist", GIVE)
+    if not path.is_file():
+        raise UnreadableStudy(path, "is no regular file", GIVE)
+    if not path.name.lower().endswith(ENDINGS):
+        raise UnreadableStudy(path, "is not named as a NIfTI file", GIVE)
+    if path.suffix.lower() not in (".hdr", ".img"):
+        return path, path
+    parts = nib.Nifti1Pair.filespec_to_file_map(path)
+    files = [Path(parts[part].filename) for part in ("header", "image")]
+    for file in files:
+        if not file.is_file():
+            raise UnreadableStudy(path, f"has no file {file.name} beside it", "copy both files")
+    return files
+
+
+def check_start(path, start):
+    """UnreadableStudy unless the file's first bytes are what its name promises."""
+    text, what = start.lstrip().lower(), None
     if not start:
         what = "is empty"
     elif text.startswith((b"<!doctype", b"<html")):
@@ -91,32 +104,21 @@ def check_file(path):
         what = "is no gzip file"
     if what:
         raise UnreadableStudy(path, what, "download it again")
-    if not name.endswith(ENDINGS):
-        reason = "is not named as a NIfTI file"
-        raise UnreadableStudy(path, reason, "give a .nii.gz or .nii file, or .hdr with .img")
 
 
-def read_header(path):
-    """The header as it stands in the file, and how many bytes the voxels' file may unpack to."""
-    is_pair = path.suffix.lower() in (".hdr", ".img")
-    files = (nib.Nifti1Pair if is_pair else nib.Nifti1Image).filespec_to_file_map(path)
-    files = {part: Path(holder.filename) for part, holder in files.items()}
-    for file in files.values():
-        if not file.is_file():
-            raise UnreadableStudy(path, f"has no file {file.name} beside it", "copy both files")
-    with nib.openers.ImageOpener(files.get("header", files["image"])) as file:
-        start = file.read(nib.Nifti2Header.sizeof_hdr)
-    n_bytes = files["image"].stat().st_size
-    if is_packed(path):
-        n_bytes *= GZIP_RATIO
-    for kind in (nib.Nifti1Pair, nib.Nifti2Pair) if is_pair else (nib.Nifti1Image, nib.Nifti2Image):
+def header_kind(path, start):
+    """nibabel's class for the header that begins with these bytes."""
+    kinds = [nib.Nifti1Image, nib.Nifti2Image]
+    if path.suffix.lower() in (".hdr", ".img"):
+        kinds = [nib.Nifti1Pair, nib.Nifti2Pair]
+    for kind in kinds:
         if kind.header_class.may_contain_header(start):
-            return kind.header_class(start[: kind.header_class.sizeof_hdr], check=False), n_bytes
+            return kind.header_class
     raise UnreadableStudy(path, "is no NIfTI file", AGAIN)
 
 
 def check_header(path, header, n_bytes):
-    """UnreadableStudy if it is no header of one 3-D volume that fits into `n_bytes`."""
+    """UnreadableStudy if it is no header of one 3-D volume in a file of `n_bytes`."""
     shape, code = volume_shape(header), int(header["datatype"])
     if len(shape) != 3 or min(shape) < 1:
         raise UnreadableStudy(path, f"has the shape {shape}", "give one 3-D volume per file")
@@ -128,39 +130,18 @@ def check_header(path, header, n_bytes):
             raise UnreadableStudy(path, f"has a damaged header ({name} {header[name]})", AGAIN)
     if header.get_data_dtype().fields or header.get_data_dtype().kind == "c":
         reason = "holds colours or complex numbers"
-        raise UnreadableStudy(path, reason, "convert the original CT again")
+        raise UnreadableStudy(path, reason, REDO)
     begin = header.get_data_offset()
-    claimed = bytes_claimed(header, begin)
+    claimed = bytes_claimed(header)
     if claimed > MAX_BYTES:
         raise UnreadableStudy(path, f"claims {claimed / 1e9:,.0f} GB of voxels", "check the header")
     if begin < (header.single_vox_offset if header.is_single else 0):
         reason = f"has a damaged header (voxels from byte {begin} on)"
         raise UnreadableStudy(path, reason, AGAIN)
-    check_length(path, min(n_bytes, claimed) if is_packed(path) else n_bytes, claimed)
+    if is_packed(path):
+        n_bytes = min(n_bytes * GZIP_RATIO, claimed)
+    check_length(path, n_bytes, claimed)
     check_spacing(path, header["pixdim"][1:4])
-
-
-def check_comments(path, header):
-    """UnreadableStudy if a comment behind the header is longer than the room that there is for it.
-
-    nibabel reads as many bytes as a comment says that it has.
-    """
-    place = header.sizeof_hdr + 4
-    end, name = header.get_data_offset(), path
-    if not header.is_single:
-        name = Path(nib.Nifti1Pair.filespec_to_file_map(path)["header"].filename)
-        end = name.stat().st_size
-    with nib.openers.ImageOpener(name) as file:
-        file.seek(place - 4)
-        if file.read(4)[:1] in (b"", b"\0"):
-            return
-        while place + 16 <= end:
-            size = int.from_bytes(file.read(4), "little" if header.endianness == "<" else "big")
-            if size < 16 or size % 16 or place + size > min(end, MAX_COMMENTS):
-                reason = f"has a damaged header (a comment of {size:,} bytes)"
-                raise UnreadableStudy(path, reason, AGAIN)
-            place += size
-            file.seek(place)
 
 
 def unpack(path, claimed):
@@ -182,17 +163,43 @@ def volume_shape(header):
     return shape[:3] if len(shape) == 4 and shape[3] == 1 else shape
 
 
-def bytes_claimed(header, begin):
-    """How long the unpacked file is by its header, with voxels from byte `begin` on."""
+def bytes_claimed(header):
+    """How long the unpacked file of the voxels is by the header."""
     n_voxels = math.prod(volume_shape(header))
-    return begin + n_voxels * header.get_data_dtype().itemsize
+    return header.get_data_offset() + n_voxels * header.get_data_dtype().itemsize
 
 
 def check_spacing(path, steps):
     """UnreadableStudy if a step between voxels, in mm, is none that a CT has."""
     if not all(SPACINGS[0] <= step <= SPACINGS[1] for step in steps):
-        listed = " x ".join(f"{step:g}" for step in steps)
-        raise UnreadableStudy(path, f"has a voxel spacing of {listed} mm", "check the header")
+        raise UnreadableStudy(path, f"has a voxel spacing of {in_mm(steps)}", "check the header")
+
+
+def check_geometry(path, header):
+    """UnreadableStudy if what the header says of the voxels' places is contradictory or no CT's."""
+    affine = header.get_best_affine()
+    if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
+        raise UnreadableStudy(path, "has no usable affine", REDO)
+    steps, told = nib.affines.voxel_sizes(affine), header["pixdim"][1:4]
+    check_spacing(path, steps)
+    qform, _ = header.get_qform(coded=True)
+    # the file's axes from right to left and from front to back: columns and rows of a slice
+    order = np.argsort(nib.io_orientation(affine)[:, 0])[:2]
+    columns, rows = (volume_shape(header)[axis] for axis in order)
+    width, height = steps[order]
+    is_forgotten = np.array_equal(np.abs(affine), np.eye(4))
+    reason = None
+    if not np.allclose(steps, told, rtol=0.05):
+        reason = f"has voxels of {in_mm(steps)} by its affine, of {in_mm(told)} by its pixdim"
+    elif qform is not None and nib.aff2axcodes(qform) != nib.aff2axcodes(affine):
+        axes = ("".join(nib.aff2axcodes(one)) for one in (affine, qform))
+        reason = "has the axes {} by its sform, {} by its qform".format(*axes)
+    elif max(width, height) > 2 * min(width, height):
+        reason = f"has pixels of {in_mm((width, height))}, as if its axes were mixed up"
+    elif is_forgotten and max(columns, rows) > 1.25 * min(columns, rows):
+        reason = f"has no affine but the identity, and slices of {columns} x {rows} pixels"
+    if reason:
+        raise UnreadableStudy(path, reason, REDO)
 
 
 def check_length(path, n_bytes, claimed):
@@ -207,6 +214,11 @@ def check_length(path, n_bytes, claimed):
 def is_packed(path):
     """Whether the file is compressed, by its name."""
     return path.name.lower().endswith(".gz")
+
+
+def in_mm(steps):
+    """Steps between voxels, in words."""
+    return " x ".join(f"{step:g}" for step in steps) + " mm"
 
 
 def one_line(error):

@@ -14,8 +14,11 @@ import numpy as np
 
 from helpers.ct.nifti import Study, read_study
 
+WINDOW = (-1000, 400)  # HU: what the network sees
+SIZE = (64, 256, 256)
 
-def window(hu, low=-1000.0, high=400.0, level=None, width=None):
+
+def window(hu, low=WINDOW[0], high=WINDOW[1], level=None, width=None):
     """Map Hounsfield units to [0, 1]; `low` and below become 0, `high` and above 1.
 
     hu: array of any shape, HU. A radiologist's `level` and `width` replace low and high:
@@ -53,7 +56,7 @@ def resampling_matrix(n_in, n_out):
     return weights
 
 
-def resample(volume, size=(64, 256, 256)):
+def resample(volume, size=SIZE):
     """Resample a volume (D, H, W) to `size`, one axis after the other; float32."""
     depth, height, width = (
         resampling_matrix(n_in, n_out) for n_in, n_out in zip(volume.shape, size, strict=True)
@@ -77,7 +80,7 @@ def pad_to_square(volume, spacing, fill):
     return np.pad(volume, margins, constant_values=fill)
 
 
-def preprocess(study, size=(64, 256, 256), limits=(-1000, 400)):
+def preprocess(study, size=SIZE, limits=WINDOW):
     """Turn a study into what the network sees: uint8, (D, H, W) = `size`.
 
     study: a Study or the path of one. limits: the window's low and high end, HU. Window, square
@@ -89,7 +92,7 @@ def preprocess(study, size=(64, 256, 256), limits=(-1000, 400)):
     return np.rint(resample(scaled, size) * 255).astype(np.uint8)
 
 
-def preprocess_fast(study, size=(64, 256, 256), limits=(-1000, 400)):
+def preprocess_fast(study, size=SIZE, limits=WINDOW):
     """Turn a study into what the network sees: uint8, (D, H, W) = `size`.
 
     study: a Study or the path of one. limits: the window's low and high end, HU. Equal to
@@ -101,7 +104,7 @@ def preprocess_fast(study, size=(64, 256, 256), limits=(-1000, 400)):
     return preprocess_hu(study.read_hu(), study.spacing, size, limits)
 
 
-def preprocess_hu(hu, spacing, size=(64, 256, 256), limits=(-1000, 400)):
+def preprocess_hu(hu, spacing, size=SIZE, limits=WINDOW):
     """As `preprocess_fast`, from int16 HU (D, H, W) and their spacing (z, y, x) in mm."""
     air = int(np.clip(np.floor(limits[0]), -32768, 32767))
     hu = pad_to_square(hu, spacing, fill=air)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import os
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import joblib
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ from helpers.phantom import lungs as disease
 from helpers.phantom.body import Bedding, draw_anatomy, stretch
 from helpers.phantom.shapes import draw_patient
 from helpers.storage.files import write_whole
-from helpers.storage.processes import start_workers
+from helpers.storage.processes import KILLED, start_workers
 from helpers.storage.progress import progress
 
 CATEGORIES = ("CT-0", "CT-1", "CT-2", "CT-3", "CT-4")
@@ -178,13 +179,15 @@ def save(path, content: bytes) -> None:
 
 
 def make_all(make, jobs, workers, what, unit) -> list:
-    """make(job) of every job, in their order, by several processes (None: one a core)."""
-    workers = min(workers or os.cpu_count() or 1, max(len(jobs), 1))
+    """make(job) of every job, in their order, by several processes (None: one a usable core)."""
+    workers = min(workers or joblib.cpu_count(), max(len(jobs), 1))
     with start_workers(workers) as pool:
         try:
             made = pool.map(make, jobs) if workers > 1 else map(make, jobs)
             bar = progress(made, what, len(jobs), unit=unit, disable=not jobs)
             return list(bar)
+        except BrokenExecutor:
+            raise RuntimeError(KILLED) from None
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -8,6 +8,11 @@ import signal
 import threading
 from concurrent.futures import ProcessPoolExecutor
 
+KILLED = (
+    "a process was killed, most likely because memory ran out; close other programs or give "
+    "workers=1, and run it again"
+)
+
 
 def start_workers(n: int) -> ProcessPoolExecutor:
     """An executor of `n` processes that end with this one, even where it is killed.
