@@ -976,6 +976,19 @@ def test_montage(n, columns, plane):
     assert pixels[-24:].max() > 200, "a caption"
 
 
+def test_a_mask_of_another_place_is_not_laid_over(cohort, tmp_path):
+    image = nib.load(cohort.mask)
+    voxels, affine = np.asarray(image.dataobj), image.affine.copy()
+    affine[0] *= -1  # the other lung
+    nib.save(nib.Nifti1Image(voxels, affine), tmp_path / "mask.nii.gz")
+    for study in (cohort.study, read_study(cohort.study)):
+        with pytest.raises(UnreadableStudy, match="mm away from its study"):
+            explore(study, mask=tmp_path / "mask.nii.gz")
+    np.testing.assert_array_equal(
+        load_scan(cohort.study, cohort.mask).mask, nifti.read_mask(cohort.mask)
+    )
+
+
 def test_montage_says_what_is_synthetic(cohort):
     study = read_study(cohort.study)
     sheet = np.asarray(montage(study, 4, 4, mask=cohort.mask))

@@ -16,6 +16,8 @@ from pathlib import Path
 import nbformat
 from PIL import Image
 
+from helpers.ct.preprocessing import SIZE
+
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 START_TIMEOUT = 120
@@ -175,7 +177,7 @@ def set_repository_url(url) -> None:
         path.write_text(text, encoding="utf-8")
 
 
-def phantom_gifs(folder="gifs", matrix=512, size=(64, 256, 256), seed=2020) -> list[Path]:
+def phantom_gifs(folder="gifs", matrix=512, size=SIZE, seed=2020) -> list[Path]:
     """Make the README's four GIFs: a healthy and an ill phantom, raw and normalised."""
     from helpers.ct.cohort import find_studies
     from helpers.figures.gifs import pair_gifs

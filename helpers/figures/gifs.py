@@ -35,7 +35,7 @@ def save_gif(volume, path, fps=12, size=512, caption="") -> Path:
     return write_whole(path, lambda file: file.write(packed.getbuffer()))
 
 
-def pair_gifs(healthy, ill, folder, size=(64, 256, 256), caption="") -> list[Path]:
+def pair_gifs(healthy, ill, folder, size=preprocessing.SIZE, caption="") -> list[Path]:
     """Make the four GIFs of the README's table from two studies: raw and as the network sees it.
 
     healthy, ill: a Study or a path. size: what `preprocess` makes. Returns the files' paths:

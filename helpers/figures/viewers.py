@@ -54,7 +54,7 @@ def load_scan(study, mask=None, heat=None, spacing=None, name=None) -> Scan:
     """Bring a study and its overlays into one shape.
 
     study: a Study, the path of one, or an array (D, H, W) in HU; a uint8 array is taken for what
-    `preprocess` made, -1000 to 400 HU. mask: a path or an array (D, H, W). heat: one value a
+    `preprocess` made in its usual window. mask: a path or an array (D, H, W). heat: one value a
     slice, (d,), or a volume (d, h, w); another size is resampled to the study's. spacing: mm,
     (z, y, x), for an array. Raises UnreadableStudy, and ValueError for shapes that do not fit.
     """
@@ -67,12 +67,15 @@ def load_scan(study, mask=None, heat=None, spacing=None, name=None) -> Scan:
     elif study.ndim != 3 or study.dtype.kind not in "iuf" or study.size == 0:
         raise ValueError(f"a volume is (D, H, W) numbers, not {study.shape} of {study.dtype}")
     elif study.dtype == np.uint8:
-        hu = np.rint(study * (1400 / 255) - 1000).astype(np.int16)
+        low, high = preprocessing.WINDOW
+        hu = np.rint(low + study * ((high - low) / 255)).astype(np.int16)
     else:
         hu = np.nan_to_num(study, nan=-1000) if study.dtype.kind == "f" else study
     scan = Scan(hu, tuple((1.0, 1.0, 1.0) if spacing is None else spacing), name or "", caption)
     if mask is not None:
-        mask = nifti.read_mask(mask) if isinstance(mask, str | Path) else np.asarray(mask) > 0
+        if isinstance(mask, str | Path):
+            mask = nifti.read_mask(mask, None if isinstance(study, np.ndarray) else study)
+        mask = np.asarray(mask) > 0
         if mask.shape != hu.shape:
             raise ValueError(f"the mask has the shape {mask.shape}, the study {hu.shape}")
         scan.mask = mask
