@@ -979,7 +979,7 @@ def test_montage(n, columns, plane):
 def test_a_mask_of_another_place_is_not_laid_over(cohort, tmp_path):
     image = nib.load(cohort.mask)
     voxels, affine = np.asarray(image.dataobj), image.affine.copy()
-    affine[0] *= -1  # the other lung
+    affine[0, 3] += 120  # mm: on the other lung
     nib.save(nib.Nifti1Image(voxels, affine), tmp_path / "mask.nii.gz")
     for study in (cohort.study, read_study(cohort.study)):
         with pytest.raises(UnreadableStudy, match="mm away from its study"):
