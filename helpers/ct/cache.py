@@ -143,7 +143,7 @@ def _open(folder, table) -> tuple[np.ndarray, pd.DataFrame]:
     return np.load(held[table.study.iloc[0]][1], mmap_mode="r"), lines
 
 
-def _preprocess_one(path, size, limits, row=None) -> tuple[dict, np.ndarray] | UnreadableStudy:
+def _preprocess_one(path, size, limits, row=None) -> tuple | UnreadableStudy:
     """What a worker does: the line and the volume of one study, or why there is none.
 
     row: a file that the volume goes into; None comes back in its place, since a process that is

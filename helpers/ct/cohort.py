@@ -19,7 +19,7 @@ from helpers.storage.files import write_whole
 
 ENDING = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 REGISTRY = "dataset_registry.xlsx"
-MOSMED = {"studyid", "category", "studyfile", "maskfile"}  # its titles, without blanks and "_"
+MOSMED = {"studyid", "category", "studyfile", "maskfile"}  # its registry's titles, letters alone
 TASKS = {
     "ct0-ct23": {"CT-0": 0, "CT-2": 1, "CT-3": 1},
     "ct0-ct1234": {"CT-0": 0, "CT-1": 1, "CT-2": 1, "CT-3": 1, "CT-4": 1},
@@ -28,7 +28,7 @@ PARTS = ("train", "validation", "test")
 
 
 class CohortError(ValueError):
-    """Studies are missing or cannot be used; the message lists every one of them."""
+    """A cohort that cannot be used; the message names the file or lists the studies."""
 
 
 class SplitError(ValueError):
@@ -54,7 +54,7 @@ def find_studies(root) -> pd.DataFrame:
         raise CohortError(f"{root}: no studies/CT-*/study_*.nii.gz in it; give a cohort's folder")
     for file in files:
         if not file.name.isprintable():
-            raise CohortError(f"{root}: the file name {file.name!a} is not UTF-8; rename it")
+            raise CohortError(f"{root}: the file name {file.name!a} cannot be printed; rename it")
     table = pd.DataFrame(
         {
             "study": [ENDING.sub("", file.name) for file in files],
@@ -69,11 +69,9 @@ def find_studies(root) -> pd.DataFrame:
     masks = {_key(file.name): file for file in _niftis(root, "masks/*")}
     masks = [masks.get(f"{_key(study)}_mask") for study in table.study]
     table["mask"] = [mask.relative_to(root).as_posix() if mask else "" for mask in masks]
-    patients = _find_patients(root, table.study)
-    table["patient"] = [patients.get(study, study) for study in table.study]
-    patient_of = dict(zip(files, table.patient, strict=True))
-    copies = _copies(files)
-    table["patient"] = [patient_of[copies.get(file, file)] for file in files]
+    patients, copies = _find_patients(root, table.study), _copies(files)
+    originals = [ENDING.sub("", copies.get(file, file).name) for file in files]
+    table["patient"] = [patients.get(study, study) for study in originals]
     if copies:
         some = ", ".join(f"{copy.name} of {first.name}" for copy, first in [*copies.items()][:3])
         text = f"{root}: {len(copies)} files are copies ({some}), counted as the same patient"
