@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pooch
 
-from helpers.storage.files import write_whole
+from helpers.storage.files import is_system_file, write_whole
 
 ENDING = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 REGISTRY = "dataset_registry.xlsx"
@@ -82,7 +82,7 @@ def find_studies(root) -> pd.DataFrame:
 def _niftis(root, pattern) -> list[Path]:
     """The NIfTI files by their name, without what a system put beside them ("._study.nii.gz")."""
     found = sorted(root.glob(pattern))
-    return [file for file in found if ENDING.search(file.name) and file.name[0] not in ".~"]
+    return [file for file in found if ENDING.search(file.name) and not is_system_file(file.name)]
 
 
 def _key(name) -> str:
