@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
@@ -28,8 +29,8 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(config, items):
     """Count the cases of each line of the table, before any test is deselected.
 
-    For `pytest -n`: a file's tests go to one process, and those that share the quick course to the
-    first one, since the course takes longest.
+    For `pytest -n`: a file's tests go to one process, and those that share the quick course to
+    another one, at once, since the course takes longest.
     """
     for item in items:
         needs_course = "quick_course" in item.fixturenames
@@ -81,9 +82,18 @@ class Course:
 
 @pytest.fixture(scope="session")
 def quick_course(tmp_path_factory) -> Course:
-    """One quick course on the phantom, in an empty folder."""
-    made = Course(*map(tmp_path_factory.mktemp, ("quick", "code", "home", "tmp")))
-    made.run("quick")
+    """One quick course on the phantom, in an empty folder; the same one in all processes."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    folder = folder / "course"
+    made = Course(*(folder / name for name in ("quick", "code", "home", "tmp")))
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "done").exists():
+            for place in (made.folder, made.code, made.home, made.temporary):
+                place.mkdir(parents=True)
+            made.run("quick")
+            (folder / "done").touch()
     return made
 
 

@@ -597,3 +597,13 @@ def test_the_regularisation_is_chosen_with_whole_patients_left_out():
     baselines.logistic_regression(features[:8], two_each % 2, patients=two_each)
     with pytest.raises(ValueError, match="two patients of each class"):
         baselines.logistic_regression(features[:8], two_each // 3, patients=two_each)
+
+
+@pytest.mark.parametrize("n", [1, 3, 7, 30, 98, 203.4])
+def test_an_interval_holds_its_value_at_both_ends(n):
+    """To the last digit: at 0 and 1 the formula's end and the value differ by its rounding."""
+    for k in (0, n):
+        value, low, high = metrics.wilson(k, n)
+        assert 0 <= low <= value <= high <= 1
+    labels, nobody = np.array([0, 1, 1]), np.zeros(3, int)
+    assert metrics.f1_interval(labels, nobody)[:2] == (0, 0)

@@ -41,7 +41,8 @@ def wilson(successes, n, confidence=0.95) -> Interval:
     z = norm.ppf(0.5 + confidence / 2)
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    return Interval(p, float(max(0, centre - half)), float(min(1, centre + half)))
+    low, high = np.clip(centre - half, 0, p), np.clip(centre + half, p, 1)
+    return Interval(p, float(low), float(high))
 
 
 def effective_number(patients) -> float:
