@@ -57,6 +57,13 @@ def test_an_unfinished_copy_is_named(folder):
     assert NAME in done.stderr.splitlines()[-1]
 
 
+def test_without_a_connection_the_last_line_says_so(folder):
+    (folder / "bin/git").write_text("#!/bin/sh\necho fatal: no host >&2; exit 128\n")
+    done = after_setup(folder)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("cannot be fetched: is there a connection?")
+
+
 def test_installed_helpers_are_taken_and_the_folder_stays(folder):
     code = "import os; from helpers.course import checks; print(checks.__file__, os.getcwd())"
     done = after_setup(folder, code, path=ROOT)

@@ -156,7 +156,7 @@ def _check_scale(voxels, path):
     n_seen = max(1, np.count_nonzero(seen > low))  # the lowest value may be padding
 
     def share(start, end):
-        return np.count_nonzero((seen > max(low, start)) & (seen < end)) / n_seen
+        return np.count_nonzero((seen > max(low, start)) & (seen <= end)) / n_seen
 
     wrong = [f"no {tissue}" for tissue, span in TISSUES.items() if share(*span) < LEAST]
     if share(low, TISSUES["air"][0]) > MOST_BELOW:
