@@ -21,6 +21,87 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # module: its tests, and pairs of what stands there and what a slip makes of it
 FAULTS = {
+    "ct/preprocessing.py": (
+        "fast volumes",
+        [
+            ("level - width / 2, level + width / 2", "level - width, level + width"),
+            ("min(k + 1, stop) - max(k, start)", "min(k + 1, stop) - k"),
+            ("(row + 0.5) * ratio - 0.5", "row * ratio"),
+            (
+                "weights[row, above] += centre - below",
+                "weights[row, above] += 1 - (centre - below)",
+            ),
+            ("(width - height) / spacing[1]", "(width - height) / spacing[2]"),
+            ("rows // 2, rows - rows // 2", "rows, 0"),
+            ("np.rint(resample(scaled, size) * 255)", "np.floor(resample(scaled, size) * 255)"),
+            ("study.spacing, fill=0)", "study.spacing, fill=1)"),
+            ("spacing, fill=air)", "spacing, fill=0)"),
+            ("0 < full <= 32767", "0 < full <= 65535"),
+            ("for k in used[1:]", "for k in used[2:]"),
+        ],
+    ),
+    "ct/nifti.py": (
+        "volumes odd_studies",
+        [
+            ('AXES = ("S", "P", "L")', 'AXES = ("S", "P", "R")'),
+            ('AXES = ("S", "P", "L")', 'AXES = ("I", "P", "L")'),
+            ("*header.get_slope_inter())", "header.get_slope_inter()[0], 0)"),
+            (
+                "nib.affines.voxel_sizes(self.affine)",
+                "nib.affines.voxel_sizes(self._header.get_best_affine())",
+            ),
+            ("        voxels = np.rint(voxels)", "        pass"),
+            ("-32768, 32767).astype", "-1024, 3071).astype"),
+            ("np.where(odd, AIR, voxels)", "np.where(odd, 0, voxels)"),
+            ("min(study.spacing) / 2", "500"),
+            ("mask.shape != study.shape", "False"),
+            ("_read_voxels() > 0", "_read_voxels() > 1"),
+            ('"soft tissue": (-150, 300)', '"soft tissue": (-1500, 300)'),
+        ],
+    ),
+    "ct/cohort.py": (
+        "cohort",
+        [
+            ('drop_duplicates("patient", keep="last")', 'drop_duplicates("study", keep="last")'),
+            ("np.array(fractions) * n_dealt - dealt", "dealt - np.array(fractions) * n_dealt"),
+            ('"CT-2": 1, "CT-3": 1},', '"CT-2": 1, "CT-3": 0},'),
+            ("n_parts.index[n_parts > 1]", "n_parts.index[n_parts > 2]"),
+            ("if (counts < 1).any(axis=None):", "if False:"),
+            ('rows[rows.patient != ""]', "rows"),
+            ('f"{_key(study)}_mask"', 'f"{_key(study)}"'),
+            ("np.random.default_rng(seed)", "np.random.default_rng()"),
+        ],
+    ),
+    "ct/cache.py": (
+        "cohort",
+        [
+            ('st_size != line["n_bytes"]', "st_size == 0"),
+            ('alg="sha1") == line["sha1"]', 'alg="sha1") != ""'),
+            (
+                'np.load(array, mmap_mode="r")[row]',
+                'np.load(array, mmap_mode="r")[0 if row is not ... else row]',
+            ),
+            ("limits[0]:g}to{limits[1]:g}", "limits[0]:g}"),
+        ],
+    ),
+    "covidct/audit.py": (
+        "audit",
+        [
+            ("pairs.correlation >= min_correlation", "pairs.correlation >= 0"),
+            ("label[ends[0]] != label[ends[1]]", "label[ends[0]] == label[ends[1]]"),
+            ("(official[rows] != part).sum()", "0"),
+            ("1 if auc(labels[train], brightness[train]) >= 0.5 else -1", "1"),
+        ],
+    ),
+    "covidct/covid_ct.py": (
+        "covid_ct",
+        [
+            ('LABELS = {"COVID": 1, "NonCOVID": 0}', 'LABELS = {"COVID": 0, "NonCOVID": 1}'),
+            ('"val": "validation", "test": "test"', '"val": "test", "test": "validation"'),
+            ("size[::-1], Image.BILINEAR", "size[::-1], Image.NEAREST"),
+            ('"white")', '"black")'),
+        ],
+    ),
     "scores/metrics.py": (
         "evaluation plots",
         [
