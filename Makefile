@@ -26,7 +26,7 @@ course: .venv/installed
 	$(RUN) -m helpers.course.runner course --dataset "$(DATASET)" --images "$(IMAGES)" --profile $(PROFILE) --seed $(SEED)
 
 test: .venv/installed-dev
-	$(RUN) -m pytest -n 2 --dist loadgroup
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .venv/installed-benchmarks: .venv/installed-dev tests/benchmarks/requirements.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r tests/benchmarks/requirements.txt

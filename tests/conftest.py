@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
@@ -25,16 +24,12 @@ def pytest_configure(config):
     )
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     """Count the cases of each line of the table, before any test is deselected.
 
-    For `pytest -n`: a file's tests go to one process, and those that share the quick course to
-    another one, at once, since the course takes longest.
+    The quick course comes first: it takes longest, and `pytest -n` gives each file to one process.
     """
-    for item in items:
-        needs_course = "quick_course" in item.fixturenames
-        item.add_marker(pytest.mark.xdist_group("course" if needs_course else item.path.name))
     items.sort(key=lambda item: "quick_course" not in item.fixturenames)
     counted = config.stash.setdefault(FAULTS, {"files": set(), "lines": {}})
     for item in items:
@@ -42,7 +37,6 @@ def pytest_collection_modifyitems(config, items):
         if mark := item.get_closest_marker("faults"):
             cases = mark.kwargs.get("cases", 1)
             counted["lines"][mark.args] = counted["lines"].get(mark.args, 0) + cases
-    return (yield)
 
 
 @pytest.fixture(scope="session")
@@ -82,18 +76,9 @@ class Course:
 
 @pytest.fixture(scope="session")
 def quick_course(tmp_path_factory) -> Course:
-    """One quick course on the phantom, in an empty folder; the same one in all processes."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    folder = folder / "course"
-    made = Course(*(folder / name for name in ("quick", "code", "home", "tmp")))
-    with FileLock(f"{folder}.lock"):
-        if not (folder / "done").exists():
-            for place in (made.folder, made.code, made.home, made.temporary):
-                place.mkdir(parents=True)
-            made.run("quick")
-            (folder / "done").touch()
+    """One quick course on the phantom, in an empty folder."""
+    made = Course(*map(tmp_path_factory.mktemp, ("quick", "code", "home", "tmp")))
+    made.run("quick")
     return made
 
 

@@ -245,7 +245,7 @@ def main(names: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         for name in ("helpers", "tests", "notebooks", "docs"):
             shutil.copytree(ROOT / name, Path(folder, name))
-        for path in ROOT.glob("*.*"):
+        for path in ROOT.glob("[!.]*.*"):
             shutil.copy(path, folder)
         for module, (tests, faults) in FAULTS.items():
             for fault in faults if not names or any(name in module for name in names) else ():

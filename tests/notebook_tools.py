@@ -1,10 +1,13 @@
 """Reading the committed notebooks."""
 
 import ast
+import json
 import re
 import shutil
 
 import nbformat
+import pandas as pd
+import pytest
 
 from helpers.course import runner
 
@@ -41,3 +44,23 @@ def definitions(source):
                     inner.body = inner.body[1:]
             found[node.name] = ast.dump(node)
     return found
+
+
+def results(runs, number):
+    """What a notebook left in results.json below `runs`."""
+    (path,) = runs.glob(f"{number}_*/results.json")
+    return json.loads(path.read_text())
+
+
+def check_11(found):
+    """What holds in every profile, with Dask and without."""
+    assert found["same_cache"] and found["n_starts"] == 2
+    one, two = (pd.DataFrame(found[name]) for name in ("one", "two"))
+    assert one.epoch.tolist() == two.epoch.tolist() and one.train_loss.nunique() == len(one)
+    # training amplifies rounding; what works on its share alone differs from the first epoch on
+    assert two.train_loss[0] == pytest.approx(one.train_loss[0], rel=1e-5)
+    assert found["largest_difference"] < 1e-3
+    assert 0 < found["core_seconds_per_study"] < 5
+    paper = found["estimate"]
+    assert paper["100,000"]["files, TB"] == pytest.approx(1.2)
+    assert paper["10,000,000"]["cache, TB"] == pytest.approx(41.94, abs=0.01)

@@ -1,4 +1,4 @@
-"""Every notebook, executed: quick in order with its results, tiny alone in an empty folder."""
+"""Notebooks executed alone: tiny in an empty folder, on real data, with parameters of a learner."""
 
 import json
 import os
@@ -7,140 +7,14 @@ import sys
 
 import nbformat
 import nibabel as nib
-import numpy as np
-import pandas as pd
 import pytest
 from local_server import LocalServer
-from notebook_tools import CHROMIUM, FILES
+from notebook_tools import CHROMIUM, FILES, check_11, results
 
 from helpers.course import runner, sources
 from helpers.ct import cohort
 
 every_notebook = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-
-
-def results(runs, number):
-    (path,) = runs.glob(f"{number}_*/results.json")
-    return json.loads(path.read_text())
-
-
-def test_quick_course_runs_and_summarises(quick_runs, capsys):
-    for file in FILES:
-        assert results(quick_runs, file.stem[:2])["summary"]
-        executed = nbformat.read(quick_runs / "notebooks" / file.name, 4)
-        for cell in executed.cells:
-            for output in cell.get("outputs", []):
-                assert output.get("name") != "stderr", output.get("text")
-
-
-def test_quick_01_describes_the_cohort(quick_runs):
-    found = results(quick_runs, "01")
-    assert found["categories"] == {"CT-0": 60, "CT-2": 44, "CT-3": 16}
-    assert found["n_damaged"] == 0 and sum(found["parts"].values()) == 120
-    assert found["leaked_by_slice_split"] > 0.95
-
-
-def test_quick_02_is_right(quick_runs):
-    found = results(quick_runs, "02")
-    assert found["largest_difference"] <= 1
-    assert 0.5 < found["black_after_cast"] < 0.95
-    assert found["shape"][1:] == [512, 512]
-
-
-def test_quick_03_makes_the_gifs(quick_runs):
-    found = results(quick_runs, "03")
-    assert len(found["gifs"]) == 4 and max(found["gifs"].values()) < 2.5e6
-    for name, shape in found["gif_shapes"].items():
-        assert shape[1:3] == ([512, 512] if name.endswith("raw") else [256, 256])
-        assert shape[0] == 64 or name.endswith("raw")
-    assert found["bytes_of_all_frames"] < 3e6 * 43 / 40
-
-
-def test_quick_04_overfits_one_batch(quick_runs):
-    found = results(quick_runs, "04")
-    assert 0.4 < found["first_loss"] < 1.0 and found["last_loss"] < 0.1
-
-
-def test_quick_05_learns(quick_runs):
-    found = results(quick_runs, "05")
-    history = found["history"]
-    assert found["resumed_after"] == 2 and len(history) > 2
-    assert min(line["validation_loss"] for line in history) < 0.5
-    assert max(line["validation_auc"] for line in history) > 0.9
-
-
-def test_quick_06_beats_the_baselines(quick_runs):
-    scores = results(quick_runs, "06")["scores"]
-    value, low, high = scores["Bi-LSTM"]["auc"]
-    print(f"Bi-LSTM test AUC {value:.3f} [{low:.3f}, {high:.3f}]")
-    assert value > 0.9 and low > 0.75 and high <= 1
-    assert value >= scores["HU histogram"]["auc"][0]
-    assert value >= scores["3-D CNN"]["auc"][0]
-    assert scores["HU histogram"]["auc"][0] < 0.9
-
-
-def test_quick_08_finds_what_was_planted(quick_runs):
-    found = results(quick_runs, "08")
-    root = quick_runs.parent / "data" / "covid-ct-phantom-quick"
-    truth = json.loads((root / "twin_truth.json").read_text())
-    pairs = {
-        frozenset((pair["image_a"], pair["image_b"])) for pair in found["pairs_across_classes"]
-    }
-    assert pairs == {frozenset(pair) for pair in truth["near_duplicates"]}
-    assert found["papers_in_two_parts"] == len(truth["papers_in_two_parts"]) == 2
-    assert found["patients_in_two_parts"] == 0
-    assert found["format_rule"][0] > 0.65 > found["brightness"][0]
-    assert found["accepted"] == ["turned.png"] and found["nothing_lost"]
-    assert found["merged"] == found["n_images"] + 1 == 261
-
-
-def test_quick_09_learns_on_both_splits(quick_runs):
-    found = results(quick_runs, "09")
-    small = [found["scores"][f"small CNN, {split}"]["auc"] for split in ("official", "clean")]
-    print("small CNN test AUC", small)
-    assert all(value > 0.7 and low > 0.55 and high <= 1 for value, low, high in small)
-    assert "DenseNet169, official" in found["scores"]
-    covid, others = (
-        found["direction"][f"{who} positive"] for who in ("COVID is", "the others are")
-    )
-    assert covid["accuracy"] == others["accuracy"] and covid["recall"] != others["recall"]
-
-
-def test_quick_10_recognises_and_fine_tunes(quick_runs):
-    found = results(quick_runs, "10")
-    history = found["history"]
-    # of one batch of 64 an epoch, so one value says little; chance is 1 / 64
-    assert np.mean([row["top1_accuracy"] for row in history[-10:]]) > 2 / 64
-    assert history[-1]["train_loss"] < 5
-    parts = results(quick_runs, "09"), found
-    base = [part["scores"] for part in parts]
-    assert base[1]["random start, official"] == base[0]["small CNN, official"]
-    value, low, high = found["gain"]
-    assert low <= value <= high and low < high
-    assert found["scores"]["MoCo, official"]["auc"][0] > 0.65
-    assert found["n_unlabelled"]["3-D cohort, training"] == 4 * 72
-
-
-def check_11(found):
-    """What holds in every profile, with Dask and without."""
-    assert found["same_cache"] and found["n_starts"] == 2
-    one, two = (pd.DataFrame(found[name]) for name in ("one", "two"))
-    assert one.epoch.tolist() == two.epoch.tolist() and one.train_loss.nunique() == len(one)
-    # training amplifies rounding; what works on its share alone differs from the first epoch on
-    assert two.train_loss[0] == pytest.approx(one.train_loss[0], rel=1e-5)
-    assert found["largest_difference"] < 1e-3
-    assert 0 < found["core_seconds_per_study"] < 5
-    paper = found["estimate"]
-    assert paper["100,000"]["files, TB"] == pytest.approx(1.2)
-    assert paper["10,000,000"]["cache, TB"] == pytest.approx(41.94, abs=0.01)
-
-
-def test_quick_11_loses_workers_and_nothing_else(quick_runs):
-    found = results(quick_runs, "11")
-    check_11(found)
-    assert found["engine"] == "Dask" and found["n_studies"] == 120 and len(found["one"]) == 3
-    assert 1 <= found["handed_out_again"] <= 24
-    assert 0 <= found["finished_twice"] <= found["handed_out_again"]
 
 
 def test_11_does_without_dask(tmp_path):
@@ -305,17 +179,6 @@ def test_09_and_10_train_on_the_real_covid_ct(number, real_data, tmp_path):
     if number == "10":
         # of the 425 training images the cleaned split moves or leaves out five
         assert found["n_unlabelled"] == {"COVID-CT, training": 420, "further slices": 700}
-
-
-def test_the_phantoms_model_looks_at_real_studies(quick_runs, real_data, tmp_path):
-    """It answers; what it answers means nothing, since the phantom is all it has seen."""
-    (file,) = [file for file in FILES if file.name.startswith("06")]
-    parameters = {"EXTERNAL": str(real_data / "volumes"), "RUNS_DIR": str(quick_runs)}
-    parameters["DATA_DIR"] = str(quick_runs.parent / "data")
-    runner.execute(file, tmp_path / "out.ipynb", parameters)
-    external = results(quick_runs, "06")["external"]
-    assert len(external) == 8
-    assert all(0 <= line["probability"] <= 1 for line in external)
 
 
 def test_a_folder_of_real_studies_runs_through_the_course(real_data, tmp_path):

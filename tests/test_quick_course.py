@@ -1,0 +1,149 @@
+"""Every notebook in order, quick, on the phantom: what comes out, and where it is written."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+
+import nbformat
+import numpy as np
+import pytest
+from notebook_tools import FILES, check_11, results
+
+from helpers.course import runner
+
+
+def test_quick_course_runs_and_summarises(quick_runs, capsys):
+    for file in FILES:
+        assert results(quick_runs, file.stem[:2])["summary"]
+        executed = nbformat.read(quick_runs / "notebooks" / file.name, 4)
+        for cell in executed.cells:
+            for output in cell.get("outputs", []):
+                assert output.get("name") != "stderr", output.get("text")
+
+
+def test_quick_01_describes_the_cohort(quick_runs):
+    found = results(quick_runs, "01")
+    assert found["categories"] == {"CT-0": 60, "CT-2": 44, "CT-3": 16}
+    assert found["n_damaged"] == 0 and sum(found["parts"].values()) == 120
+    assert found["leaked_by_slice_split"] > 0.95
+
+
+def test_quick_02_is_right(quick_runs):
+    found = results(quick_runs, "02")
+    assert found["largest_difference"] <= 1
+    assert 0.5 < found["black_after_cast"] < 0.95
+    assert found["shape"][1:] == [512, 512]
+
+
+def test_quick_03_makes_the_gifs(quick_runs):
+    found = results(quick_runs, "03")
+    assert len(found["gifs"]) == 4 and max(found["gifs"].values()) < 2.5e6
+    for name, shape in found["gif_shapes"].items():
+        assert shape[1:3] == ([512, 512] if name.endswith("raw") else [256, 256])
+        assert shape[0] == 64 or name.endswith("raw")
+    assert found["bytes_of_all_frames"] < 3e6 * 43 / 40
+
+
+def test_quick_04_overfits_one_batch(quick_runs):
+    found = results(quick_runs, "04")
+    assert 0.4 < found["first_loss"] < 1.0 and found["last_loss"] < 0.1
+
+
+def test_quick_05_learns(quick_runs):
+    found = results(quick_runs, "05")
+    history = found["history"]
+    assert found["resumed_after"] == 2 and len(history) > 2
+    assert min(line["validation_loss"] for line in history) < 0.5
+    assert max(line["validation_auc"] for line in history) > 0.9
+
+
+def test_quick_06_beats_the_baselines(quick_runs):
+    scores = results(quick_runs, "06")["scores"]
+    value, low, high = scores["Bi-LSTM"]["auc"]
+    print(f"Bi-LSTM test AUC {value:.3f} [{low:.3f}, {high:.3f}]")
+    assert value > 0.9 and low > 0.75 and high <= 1
+    assert value >= scores["HU histogram"]["auc"][0]
+    assert value >= scores["3-D CNN"]["auc"][0]
+    assert scores["HU histogram"]["auc"][0] < 0.9
+
+
+def test_quick_08_finds_what_was_planted(quick_runs):
+    found = results(quick_runs, "08")
+    root = quick_runs.parent / "data" / "covid-ct-phantom-quick"
+    truth = json.loads((root / "twin_truth.json").read_text())
+    pairs = {
+        frozenset((pair["image_a"], pair["image_b"])) for pair in found["pairs_across_classes"]
+    }
+    assert pairs == {frozenset(pair) for pair in truth["near_duplicates"]}
+    assert found["papers_in_two_parts"] == len(truth["papers_in_two_parts"]) == 2
+    assert found["patients_in_two_parts"] == 0
+    assert found["format_rule"][0] > 0.65 > found["brightness"][0]
+    assert found["accepted"] == ["turned.png"] and found["nothing_lost"]
+    assert found["merged"] == found["n_images"] + 1 == 261
+
+
+def test_quick_09_learns_on_both_splits(quick_runs):
+    found = results(quick_runs, "09")
+    small = [found["scores"][f"small CNN, {split}"]["auc"] for split in ("official", "clean")]
+    print("small CNN test AUC", small)
+    assert all(value > 0.7 and low > 0.55 and high <= 1 for value, low, high in small)
+    assert "DenseNet169, official" in found["scores"]
+    covid, others = (
+        found["direction"][f"{who} positive"] for who in ("COVID is", "the others are")
+    )
+    assert covid["accuracy"] == others["accuracy"] and covid["recall"] != others["recall"]
+
+
+def test_quick_10_recognises_and_fine_tunes(quick_runs):
+    found = results(quick_runs, "10")
+    history = found["history"]
+    # of one batch of 64 an epoch, so one value says little; chance is 1 / 64
+    assert np.mean([row["top1_accuracy"] for row in history[-10:]]) > 2 / 64
+    assert history[-1]["train_loss"] < 5
+    parts = results(quick_runs, "09"), found
+    base = [part["scores"] for part in parts]
+    assert base[1]["random start, official"] == base[0]["small CNN, official"]
+    value, low, high = found["gain"]
+    assert low <= value <= high and low < high
+    assert found["scores"]["MoCo, official"]["auc"][0] > 0.65
+    assert found["n_unlabelled"]["3-D cohort, training"] == 4 * 72
+
+
+def test_quick_11_loses_workers_and_nothing_else(quick_runs):
+    found = results(quick_runs, "11")
+    check_11(found)
+    assert found["engine"] == "Dask" and found["n_studies"] == 120 and len(found["one"]) == 3
+    assert 1 <= found["handed_out_again"] <= 24
+    assert 0 <= found["finished_twice"] <= found["handed_out_again"]
+
+
+def test_the_phantoms_model_looks_at_real_studies(quick_runs, real_data, tmp_path):
+    """It answers; what it answers means nothing, since the phantom is all it has seen."""
+    (file,) = [file for file in FILES if file.name.startswith("06")]
+    parameters = {"EXTERNAL": str(real_data / "volumes"), "RUNS_DIR": str(quick_runs)}
+    parameters["DATA_DIR"] = str(quick_runs.parent / "data")
+    runner.execute(file, tmp_path / "out.ipynb", parameters)
+    external = results(quick_runs, "06")["external"]
+    assert len(external) == 8
+    assert all(0 <= line["probability"] <= 1 for line in external)
+
+
+@pytest.mark.faults(
+    "Security",
+    "notebooks that write elsewhere than to DATA_DIR and RUNS_DIR",
+    cases=len(FILES),
+)
+def test_no_notebook_writes_outside_its_folders(quick_course):
+    assert sorted(path.name for path in quick_course.folder.iterdir()) == ["data", "runs"]
+    assert [path.name for path in quick_course.code.iterdir()] == ["helpers"]
+    compared = filecmp.dircmp(
+        runner.ROOT / "helpers", quick_course.code / "helpers", ["__pycache__"]
+    )
+    assert not compared.right_only
+    visible = [path.name for path in quick_course.home.iterdir() if path.name[0] != "."]
+    assert not visible, "in the home folder"
+    left = [path.name for path in quick_course.temporary.iterdir()]
+    assert all(name.startswith(("torch", "dask-")) for name in left), (
+        "more than the libraries leave"
+    )
