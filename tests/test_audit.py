@@ -330,3 +330,19 @@ def test_the_cleaned_split_of_covid_ct(covid_ct):
     assert len(log) == 14 and (log["to"] == "left out").sum() == 4
     again = cleaned.assign(part=cleaned.clean_part)[cleaned.clean_part != ""]
     assert audit.shared(again, "paper").empty and audit.shared(again, "patient").empty
+
+
+def test_pairs_are_those_that_correlate_as_asked():
+    rng = np.random.default_rng(0)
+    smooth = np.asarray(
+        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).resize((256, 256)), float
+    )
+    noisy = smooth + rng.normal(0, 0.5 * smooth.std(), smooth.shape)
+    images = [np.clip(image, 0, 255).astype(np.uint8) for image in (smooth, noisy)]
+    found = audit.near_duplicates(images, min_correlation=0)
+    squares = [audit.square(image).ravel() for image in images]
+    correlation = np.corrcoef(*squares)[0, 1]
+    assert found.correlation.iloc[0] == pytest.approx(correlation, abs=1e-5)
+    assert 0.8 < correlation < 0.95
+    assert len(audit.near_duplicates(images, min_correlation=correlation - 0.01)) == 1
+    assert audit.near_duplicates(images, min_correlation=correlation + 0.01).empty

@@ -655,3 +655,30 @@ def test_as_many_processes_as_cores_may_be_used(root, monkeypatch, asked, starte
     monkeypatch.setattr(cache_module, "start_workers", start)
     preprocess_cohort(find_studies(root), root, root / "cache", SIZE, workers=asked)
     assert seen == [started]
+
+
+def test_other_voxels_in_a_file_of_the_same_size_are_preprocessed_anew(root):
+    path = root / "studies" / "CT-2" / "study_0009.nii"
+    write_study(path, 9)
+    before, size = build(root), path.stat().st_size
+    write_study(path, 10)
+    os.utime(path, ns=(1, 1))
+    after = build(root)
+    assert path.stat().st_size == size
+    for cache, is_new in ((before, False), (after, True)):
+        row = int(cache.index.set_index("study").row["study_0009"])
+        same = np.array_equal(cache.volumes[row], preprocess_fast(path, SIZE))
+        assert same == is_new
+    others = before.index.study != "study_0009"
+    np.testing.assert_array_equal(
+        before.volumes[before.index.row[others]], after.volumes[after.index.row[others]]
+    )
+
+
+@pytest.mark.parametrize("limits", [(-1000, 200), (-900, 400)])
+def test_another_window_is_another_cache(root, limits):
+    usual, other = build(root), build(root, limits=limits)
+    for cache, window in ((usual, (-1000, 400)), (other, limits)):
+        for line in cache.index.itertuples():
+            expected = preprocess_fast(root / line.file, SIZE, window)
+            np.testing.assert_array_equal(cache.volumes[line.row], expected)

@@ -425,3 +425,20 @@ def test_real_odd_volumes_read_like_their_twins(real_data, name):
 def test_real_odd_volumes_are_refused(real_data, name, reason):
     with pytest.raises(UnreadableStudy, match=reason):
         _ = read_study(real_data / "odd_volumes" / f"{name}.nii.gz").hu
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "margins"),
+    [
+        ((2, 30, 40), (8, 1.0, 0.5), ((0, 0), (10, 10))),  # 30 x 20 mm
+        ((2, 40, 30), (8, 0.5, 1.0), ((10, 10), (0, 0))),
+        ((2, 40, 25), (8, 0.5, 1.0), ((5, 5), (0, 0))),  # 20 x 25 mm
+        ((2, 40, 31), (8, 1.0, 1.0), ((0, 0), (4, 5))),
+    ],
+)
+def test_padding_is_counted_in_mm_and_lies_on_both_sides(shape, spacing, margins):
+    volume = np.random.default_rng(0).random(shape)
+    np.testing.assert_array_equal(
+        pad_to_square(volume, spacing, fill=7),
+        np.pad(volume, ((0, 0), *margins), constant_values=7),
+    )
