@@ -124,3 +124,11 @@ def test_noise_is_normal_and_hangs_on_the_seed_alone():
     again, same_state = draw(0)
     assert torch.equal(field, again) and torch.equal(state, same_state)
     assert not torch.equal(field, draw(1)[0])
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 2), (2, 5), (4, 6)])
+def test_a_part_of_a_batch_is_changed_as_in_the_whole(first, last):
+    volumes = random_volumes(6)
+    whole = augment(volumes, seeded())
+    part = augment(volumes[first:last], seeded(), within=(first, 6))
+    torch.testing.assert_close(part, whole[first:last], atol=1e-5, rtol=0)

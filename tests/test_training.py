@@ -560,12 +560,18 @@ def test_the_gradient_is_cut_to_its_length(clip):
     torch.testing.assert_close(step, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_model_keeps_the_epoch_that_was_asked_for(volumes, tmp_path):
-    for keep in ("best", "last"):
-        model = make()
-        train(volumes, tmp_path / keep, model, keep=keep)
-        held = torch.load(tmp_path / keep / f"{keep}.pt", weights_only=True)["model"]
-        assert all(torch.equal(w, held[name]) for name, w in model.state_dict().items())
+@pytest.mark.parametrize(("keep", "epoch"), [("best", 1), ("last", 3)])
+def test_the_model_keeps_the_epoch_that_was_asked_for(volumes, tmp_path, monkeypatch, keep, epoch):
+    losses = iter([0.5, 0.6, 0.7])
+    monkeypatch.setattr(training, "validation_loss_and_auc", lambda *_: (next(losses), 0.5))
+    model = make()
+    train(volumes, tmp_path, model, epochs=3, keep=keep)
+    held = torch.load(tmp_path / f"{keep}.pt", weights_only=True)
+    assert held["epoch"] == epoch
+    assert all(torch.equal(w, held["model"][name]) for name, w in model.state_dict().items())
+
+
+def test_another_epoch_to_keep_is_refused(volumes, tmp_path):
     with pytest.raises(ValueError, match="'best' or 'last'"):
         train(volumes, tmp_path / "none", keep="first")
     assert not (tmp_path / "none").exists()
