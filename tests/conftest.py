@@ -14,6 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each of the processes 
 
 ROOT = Path(__file__).resolve().parents[1]
 FAULTS = pytest.StashKey[dict]()
+SLOWEST = ("test_quick_course.py", "test_notebooks.py", "test_browser.py", "test_gpu_benchmark.py")
 
 
 def pytest_configure(config):
@@ -28,9 +29,9 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(config, items):
     """Count the cases of each line of the table, before any test is deselected.
 
-    The quick course comes first: it takes longest, and `pytest -n` gives each file to one process.
+    What takes longest comes first: `pytest -n` gives each file to one process.
     """
-    items.sort(key=lambda item: "quick_course" not in item.fixturenames)
+    items.sort(key=lambda item: [*SLOWEST, item.path.name].index(item.path.name))
     counted = config.stash.setdefault(FAULTS, {"files": set(), "lines": {}})
     for item in items:
         counted["files"].add(item.path.name)
