@@ -86,7 +86,7 @@ QUICK = rooms contract models lite0 features augmentation image_augmentation eva
 check: .venv/installed-dev lint
 	$(RUN) -m pytest -q $(wildcard $(QUICK:%=tests/test_%.py))
 
-# The numeric tests as other processors compute them, on one thread and on two (half an hour)
+# The numeric tests as other processors compute them, on one thread and on two (a quarter of an hour)
 NUMERIC = models image_models lite0 features augmentation image_augmentation training moco distributed
 processors: .venv/installed-dev
 	for kind in default:SSE41 avx2:AVX2 avx512:AVX512_CORE; do for threads in 1 2; do \
