@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -275,3 +277,31 @@ def test_a_folder_that_was_moved_keeps_what_was_made_from_it(tmp_path):
     assert after.run_name == before.run_name
     assert len(list((tmp_path / "data").glob("images-*"))) == 1
     np.testing.assert_array_equal(after.images, before.images)
+
+
+def test_a_corrected_patient_and_a_changed_pixel_make_all_of_it_anew(tmp_path):
+    root = covidct_twin.make_twin(tmp_path / "twin", 30, 36, matrix=64)
+    before = images.prepare(str(root), "tiny", tmp_path / "data")
+    names = before.table[before.table.label == 0]
+    one, other = (names.patient[names.part == part].iloc[0] for part in ("train", "test"))
+    metadata = root / "NonCOVID-CT-MetaInfo.csv"
+    as_written = [patient.removeprefix("noncovid-") for patient in (one, other)]
+    text = metadata.read_text()
+    metadata.write_text(re.sub(rf"{re.escape(as_written[1])}$", as_written[0], text, flags=re.M))
+    after = images.prepare(str(root), "tiny", tmp_path / "data")
+    assert after.run_name != before.run_name
+    kept = after.table[after.table.clean_part != ""]
+    assert kept.groupby("patient").clean_part.nunique().max() == 1
+    assert after.table.patient.nunique() == before.table.patient.nunique() - 1
+
+    path = root / "Images-processed/CT_NonCOVID.zip"
+    with zipfile.ZipFile(path) as archive:
+        members = {info: archive.read(info) for info in archive.infolist()}
+    first = next(info for info in members if members[info])
+    members[first] = next(m for i, m in members.items() if m and i != first)
+    with zipfile.ZipFile(path, "w") as archive:
+        for info, content in members.items():
+            archive.writestr(info.filename, content)
+    changed = images.prepare(str(root), "tiny", tmp_path / "data")
+    assert changed.run_name != after.run_name
+    assert not np.array_equal(changed.images, after.images)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pooch
 import torch
 from PIL import Image
 
@@ -87,9 +88,9 @@ def prepare(images="phantom", profile="quick", data_dir="data", seed=0, size=0) 
 
     images: "phantom", "covid-ct" or a folder, see `sources.get_images`. profile: a key of
     `sources.PROFILES`. size: pixels a side, 0 for the profile's. What was decoded is kept below
-    `data_dir`, under a name that changes with the collection; nothing is written into a folder of
-    yours. ValueError for an unknown profile or a size below 32, CovidCTError for a collection that
-    is not as it should be.
+    `data_dir`, under a name that changes with the collection's files; nothing is written into a
+    folder of yours. ValueError for an unknown profile or a size below 32, CovidCTError for a
+    collection that is not as it should be.
     """
     sizes = sources.find_profile(profile).images
     size = size or sizes.size
@@ -97,7 +98,8 @@ def prepare(images="phantom", profile="quick", data_dir="data", seed=0, size=0) 
         raise ValueError(f"SIZE is {size}; the networks need 32 pixels a side at least")
     root, caption = sources.get_images(images, data_dir, profile)
     table = covid_ct.read_collection(root)
-    content = table[["image", "label", "part", "n_bytes"]].to_csv(index=False)
+    # all that it is made from: pixels, splits, and the patients and papers of the metadata
+    content = "".join(pooch.file_hash(str(root / file), alg="sha1") for file in covid_ct.FILES)
     key = hashlib.sha1(content.encode(), usedforsecurity=False).hexdigest()[:8]
     work = Path(data_dir).expanduser() / f"images-{root.resolve().name}-{key}"
     pixels, split = work / f"{size}x{size}.npy", work / f"clean-split-seed{seed}.csv"

@@ -271,10 +271,8 @@ def _make_writable(folder):
 
 def _not_there(root, kind, rows, data):
     """The rows of one class whose images its archive does not hold; it must be whole."""
-    path, rows = (
-        root / covid_ct.ARCHIVE.format(kind),
-        rows[rows["class"] == kind].to_dict("records"),
-    )
+    path = root / covid_ct.ARCHIVE.format(kind)
+    rows = rows[rows["class"] == kind].to_dict("records")
     if not rows:
         return rows
     with covid_ct.open_archive(path) as (archive, members), covid_ct.reading(path):

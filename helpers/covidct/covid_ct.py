@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 
 from helpers.storage import downloads
 from helpers.storage.archives import list_members
-from helpers.storage.files import is_system_file
+from helpers.storage.files import is_system_file, lock
 from helpers.storage.progress import progress
 
 CREDIT = "Zhao et al. 2020, arXiv 2003.13865; copyright of the papers' authors and publishers"
@@ -70,7 +70,7 @@ def download(root: str | os.PathLike, base_url: str = BASE_URL) -> Path:
     if not any(_fault(root / file, n_images) for file, n_images in FILES.items()):
         return root
     try:
-        with downloads.lock(root / "covid-ct"):
+        with lock(root / "covid-ct"):
             for file, n_images in FILES.items():
                 path, url = root / file, f"{base_url.rstrip('/')}/{file}"
                 if _fault(path, n_images):

@@ -23,7 +23,7 @@ import pandas as pd
 from helpers.storage import downloads
 from helpers.storage.archives import ArchiveError, unpack_zip
 from helpers.storage.downloads import DownloadError
-from helpers.storage.files import file_size, write_whole
+from helpers.storage.files import file_size, lock, write_whole
 
 CREDIT = "Morozov et al. 2020, doi 10.1101/2020.05.20.20100362, CC BY-NC-ND 3.0"
 CATEGORIES = {"CT-0": 254, "CT-1": 684, "CT-2": 125, "CT-3": 45, "CT-4": 2}
@@ -105,7 +105,7 @@ def download(root: str | os.PathLike, which: str = "subset", base_url: str = BAS
     try:
         # a complete folder is not written to: in a workshop it may be shared and read-only
         if _list_todo(root, which):
-            with downloads.lock(root / "mosmed"):
+            with lock(root / "mosmed"):
                 _bring(root, which, base_url)
     except OSError as error:
         raise DownloadError(f"{root}: cannot be written ({error}); choose another folder") from None

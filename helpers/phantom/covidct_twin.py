@@ -17,7 +17,7 @@ import pandas as pd
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from helpers.phantom.simulate import make_all, make_study, save
-from helpers.storage import downloads
+from helpers.storage.files import file_size, lock
 
 CAPTION = "Synthetic phantom, not a patient."
 # where train and validation end in the published split
@@ -48,7 +48,7 @@ def make_twin(root, n_covid=120, n_noncovid=140, seed=2020, matrix=192, workers=
     settings = {"version": VERSION, "n_covid": n_covid, "n_noncovid": n_noncovid}
     settings |= {"seed": seed, "matrix": matrix}
     if not _is_finished(root, settings):
-        with downloads.lock(root / "twin"):
+        with lock(root / "twin"):
             if not _is_finished(root, settings):
                 save(root / "twin_settings.json", json.dumps(settings, indent=1).encode())
                 jobs = [job | {"matrix": matrix} for job in _plan(n_covid, n_noncovid, seed)]
@@ -70,7 +70,7 @@ def _is_finished(root, settings):
         files = json.loads((root / "twin_truth.json").read_text(encoding="utf-8"))["files"]
     except (OSError, ValueError):
         return False
-    return all(downloads.file_size(root / file) == size for file, size in files.items())
+    return all(file_size(root / file) == size for file, size in files.items())
 
 
 def _plan(n_covid, n_noncovid, seed):
