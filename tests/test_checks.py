@@ -10,11 +10,13 @@ import torch
 from notebook_tools import FILES, cells, exercises
 from scipy import ndimage
 from scipy.stats import binomtest
-from sklearn.metrics import accuracy_score, balanced_accuracy_score
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 from helpers.course import checks
-from helpers.learn import networks
+from helpers.covidct import covid_ct
+from helpers.learn import moco, networks
 from helpers.scores import metrics
 
 HU = np.random.default_rng(0).integers(-900, 60, (4, 5, 6))
@@ -200,6 +202,37 @@ def wilson_of_scipy():
     return interval.low, interval.high
 
 
+def black_rows():
+    """Of a white image of 400 x 200 pixels, letterboxed as the course does it."""
+    seen = covid_ct.letterbox(np.full((200, 400), 255, np.uint8), (224, 224))
+    return (int((seen == 0).all(axis=1).sum()),)
+
+
+def f1_of_scikit_learn():
+    truth = np.repeat([1, 0], [98, 105])
+    return (f1_score(truth, np.repeat([1, 0, 1, 0], [81, 17, 14, 91])),)
+
+
+def steps_to_half_new():
+    """How often MoCo's slow network follows a fast one until it has come half-way."""
+    encoder = nn.Linear(1, 1)
+    encoder.features = 1
+    model, n_steps = moco.MoCo(encoder, momentum=0.99), 0
+    fast, slow = (network[0].weight.data for network in (model.encoder_q, model.encoder_k))
+    fast.fill_(1.0)
+    slow.fill_(0.0)
+    while slow.item() < 0.5:
+        model.momentum_update()
+        n_steps += 1
+    return (n_steps,)
+
+
+def cores_that_a_link_feeds():
+    study = np.empty((64, 256, 256), np.uint8)
+    return (10e9 / (8 * study.nbytes) * 0.1,)
+
+
+RIGHT = torch.zeros(1, dtype=torch.long)
 FOLLOWS = {
     "1.1": ("published_task", lambda: ({f"CT-{k}": int(k > 0) for k in range(5)},)),
     "1.2": ("shared_patients", lambda: (lambda a, b: a.merge(b, on="patient").patient.nunique(),)),
@@ -221,6 +254,14 @@ FOLLOWS = {
     "6.1": ("always_covid", always_covid),
     "6.2": ("seed_interval", wilson_of_scipy),
     "6.2, as taught": ("seed_interval", lambda: taught("06", "wilson")(16, 20)[1:]),
+    "8.1": ("preprint_doi", lambda: (covid_ct.normalise_doi,)),
+    "8.2": ("accuracy_without_copies", lambda: (np.repeat([1, 0], [168, 35])[2:].mean(),)),
+    "9.1": ("black_rows", black_rows),
+    "9.2": ("f1_of_covid", f1_of_scikit_learn),
+    "10.1": ("loss_of_guessing", lambda: (cross_entropy(torch.zeros(1, 513), RIGHT).item(),)),
+    "10.2": ("half_life", steps_to_half_new),
+    "11.1": ("loss_of_shares", lambda: (np.mean([0.6, 0.6, 0.6, 1.0]),)),
+    "11.2": ("cores_of_one_client", cores_that_a_link_feeds),
 }
 
 

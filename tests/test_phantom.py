@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures.process import BrokenProcessPool
 
 import nibabel as nib
 import numpy as np
@@ -239,3 +240,31 @@ def test_a_histogram_does_not_solve_the_task():
     folds = StratifiedKFold(5, shuffle=True, random_state=0)
     score = cross_val_predict(model, histograms, label, cv=folds, method="predict_proba")[:, 1]
     assert roc_auc_score(label, score) < 0.85
+
+
+def test_a_complete_cohort_is_not_written_to(tmp_path):
+    """It may be shared and read-only; root may write anywhere, so look at the times."""
+    root = simulate.make_cohort(tmp_path / "cohort", workers=1, **SMALL)
+    before = {path: path.stat().st_mtime_ns for path in [root, *root.rglob("*")]}
+    assert simulate.make_cohort(root, workers=1, **SMALL) == root
+    assert {path: path.stat().st_mtime_ns for path in [root, *root.rglob("*")]} == before
+
+
+def test_a_killed_worker_is_one_line(tmp_path, monkeypatch):
+    class Killed:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+        def map(self, *_):
+            raise BrokenProcessPool("A process in the process pool was terminated abruptly")
+
+        def shutdown(self, **_):
+            pass
+
+    monkeypatch.setattr(simulate, "start_workers", lambda n: Killed())
+    with pytest.raises(RuntimeError, match="memory ran out; .*workers=1") as caught:
+        simulate.make_cohort(tmp_path / "cohort", workers=2, **SMALL)
+    assert len(str(caught.value).splitlines()) == 1

@@ -100,3 +100,10 @@ def test_make_says_that_python_is_too_old(tmp_path):
     done = make(tmp_path, f"PYTHON={old}", "course")
     assert "older than Python 3.10" in done.stdout
     assert not (tmp_path / ".venv").exists()
+
+
+def test_an_old_python_is_told_in_one_line(monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 9, 18))
+    monkeypatch.setattr(sys, "version", "3.9.18 (main)")
+    with pytest.raises(ImportError, match=r"needs Python 3\.10 or newer, this is 3\.9\.18"):
+        exec((ROOT / "helpers/__init__.py").read_text(), {})
