@@ -30,10 +30,10 @@ class Brighter:
 
 # name -> (network without dropout, options of fit); 13 scans in batches of 5 leave 3 for the last
 RUNS = {
-    "bilstm": (lambda: BiLSTMClassifier(SliceEncoder(8, 16), hidden=8, dropout=0.0), {}),
+    "bilstm": (lambda: BiLSTMClassifier(SliceEncoder(8), 16, hidden=8, dropout=0.0), {}),
     "cnn3d": (lambda: Keras3DCNN(width=2, dropout=0.0), {}),
     "own": (
-        lambda: BiLSTMClassifier(SliceEncoder(8, 16), hidden=8, dropout=0.0),
+        lambda: BiLSTMClassifier(SliceEncoder(8), 16, hidden=8, dropout=0.0),
         {"augment": Brighter(), "learning_rate": 3e-3},
     ),
 }
@@ -85,7 +85,7 @@ def job_compare(folder):
 def job_break(folder):
     """A run with dropout in which rank 1 kills itself, once, within the second epoch."""
     RUNS["dropout"] = (
-        lambda: BiLSTMClassifier(SliceEncoder(8, 16), hidden=8, dropout=0.5),
+        lambda: BiLSTMClassifier(SliceEncoder(8), 16, hidden=8, dropout=0.5),
         {},
     )
     train("dropout", folder / "unbroken")

@@ -57,7 +57,7 @@ def train(volumes, folder, epochs=5):
     torch.set_num_threads(1)
     torch.manual_seed(0)
     # 4 MB a checkpoint, so that much of the time it is being written
-    model = networks.BiLSTMClassifier(networks.SliceEncoder(width=8, features=16), hidden=256)
+    model = networks.BiLSTMClassifier(networks.SliceEncoder(width=8), 16, hidden=256)
     scans = np.load(volumes, mmap_mode="r")
     options = {"epochs": epochs, "batch_size": 5, "device": "cpu"}
     training.fit(model, scans, LABELS, TRAIN, VALIDATION, folder, **options)

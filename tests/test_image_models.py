@@ -10,15 +10,17 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from torchvision.models import DenseNet169_Weights, densenet169
+from torchvision.models import DenseNet169_Weights, ResNet18_Weights, densenet169, resnet18
 from torchvision.transforms.functional import normalize
 
 from helpers.learn.augmentation import ImageAugmentation
 from helpers.learn.networks import (
-    DenseNet169Encoder,
+    BiLSTMClassifier,
     ImageClassifier,
     ResidualBlock,
     SmallCNN,
+    TorchvisionEncoder,
+    WeightsError,
     count_parameters,
 )
 from helpers.learn.prediction import predict
@@ -138,7 +140,7 @@ def download(published, monkeypatch):
 
 
 def test_densenet_with_the_published_weights_answers_as_torchvisions(published, download, capsys):
-    encoder = DenseNet169Encoder().eval()
+    encoder = TorchvisionEncoder().eval()
     assert capsys.readouterr().out == "" and encoder.pretrained
     images = random_images()
     with torch.inference_mode():
@@ -152,13 +154,13 @@ def test_densenet_with_the_published_weights_answers_as_torchvisions(published, 
     assert count_parameters(encoder) == count_parameters(published) - 1665 * 1000 == expected
 
 
-def statistics(encoder: DenseNet169Encoder) -> list[torch.Tensor]:
+def statistics(encoder: TorchvisionEncoder) -> list[torch.Tensor]:
     return [value.clone() for name, value in encoder.named_buffers() if "running" in name]
 
 
 @pytest.mark.parametrize("freeze", [True, False])
 def test_freeze_norm_keeps_the_statistics_and_nothing_else(download, freeze):
-    encoder = DenseNet169Encoder(freeze_norm=freeze).eval().train()
+    encoder = TorchvisionEncoder(freeze_norm=freeze).eval().train()
     before = statistics(encoder)
     with torch.no_grad():
         encoder(random_images(2, 32, 32))
@@ -180,19 +182,46 @@ def test_densenet_without_its_weights_says_so_in_one_line_and_its_norm_is_free(
         raise error
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", fail)
-    encoder = DenseNet169Encoder(freeze_norm=True)
+    encoder = TorchvisionEncoder(freeze_norm=True)
     message = capsys.readouterr().out
-    assert message.count("\n") == 1 and message.startswith("DenseNet169: ")
+    assert message.count("\n") == 1 and message.startswith("densenet169: ")
     assert "random weights" in message and ("service" in message or "hash" in message)
     assert not encoder.freeze_norm and encoder.network.features.norm0.training
 
 
 def test_densenet_from_random_weights_asks_for_none(monkeypatch, capsys):
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: 1 / 0)
-    encoder = DenseNet169Encoder(pretrained=False, freeze_norm=True)
+    encoder = TorchvisionEncoder(pretrained=False, freeze_norm=True)
     assert capsys.readouterr().out == ""
     assert not encoder.freeze_norm
     assert "imagenet" not in encoder.state_dict(), "checkpoints would not fit torchvision's"
+
+
+def test_resnet18_by_name_with_the_published_weights(monkeypatch):
+    torch.manual_seed(0)
+    published = resnet18().eval()
+
+    def load(url, **options):
+        assert url == ResNet18_Weights.IMAGENET1K_V1.url and options["check_hash"]
+        return published.state_dict()
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", load)
+    encoder = BiLSTMClassifier("resnet18").encoder.train()
+    assert encoder.features == 512 and encoder.freeze_norm and not encoder.network.bn1.training
+    images = random_images()
+    with torch.inference_mode():
+        ready = normalize(images.repeat(1, 3, 1, 1), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+        torch.testing.assert_close(published.fc(encoder(images)), published(ready))
+
+
+def test_resnet18_without_its_weights_in_one_line(monkeypatch, capsys):
+    def fail(*_, **__):
+        raise URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", fail)
+    with pytest.raises(WeightsError, match="encoder='imagenet'") as error:
+        BiLSTMClassifier("resnet18")
+    assert "\n" not in str(error.value) and "no network" in capsys.readouterr().out
 
 
 class Corners(nn.Module):

@@ -52,6 +52,18 @@ def test_features_are_those_of_the_published_network(encoder, n):
     assert (maxima >= means).all() and maxima.max() <= 6
 
 
+@pytest.mark.parametrize("shape", [(40, 60), (160, 200)])
+def test_small_images_are_enlarged_and_others_are_not(encoder, shape):
+    height, width = shape
+    image = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+    size = (160, round(width * 160 / height))
+    bigger = nn.functional.interpolate(image, size=size, mode="bilinear")
+    with torch.inference_mode():
+        torch.testing.assert_close(encoder(image), encoder(bigger))
+        as_it_is = Lite0Encoder(least=32).eval()(image)
+    assert torch.allclose(as_it_is, encoder(image), atol=1e-4) == (height == 160)
+
+
 def test_a_folded_norm_is_the_convolution_and_the_norm(encoder):
     published = list(lite0_weights().values())[:6]
     convolution, norm = nn.Conv2d(3, 32, 3, stride=2, bias=False), nn.BatchNorm2d(32, eps=1e-3)

@@ -171,7 +171,7 @@ def test_a_gpu_without_room_says_so_in_one_line(tmp_path, monkeypatch, batch, sa
     monkeypatch.setattr(training, "train_one_epoch", full)
     volumes, labels = np.zeros((6, 8, 16, 16), np.uint8), np.arange(6) % 2
     parts = (np.arange(4), np.arange(4, 6), tmp_path)
-    model = BiLSTMClassifier(SliceEncoder(8, 8), hidden=4)
+    model = BiLSTMClassifier(SliceEncoder(8), 8, hidden=4)
     with pytest.raises(devices.NotEnoughMemory, match=said) as error:
         training.fit(model, volumes, labels, *parts, batch_size=batch, device="cpu")
     assert "\n" not in str(error.value) and "checkpoint=True" in str(error.value)
@@ -183,5 +183,5 @@ def test_on_a_gpu_nothing_is_estimated(monkeypatch):
     devices.check_memory(nn.Linear(2, 2), 8, (64, 256, 256), torch.device("cuda"))
     with pytest.raises(devices.NotEnoughMemory):
         devices.check_memory(
-            BiLSTMClassifier(SliceEncoder(8, 8)), 8, (16, 64, 64), torch.device("cpu")
+            BiLSTMClassifier(SliceEncoder(8), 8), 8, (16, 64, 64), torch.device("cpu")
         )

@@ -46,8 +46,7 @@ LABELS = np.arange(20) % 2
 
 def make(seed: int = 0, dropout: float = 0.3, **options) -> BiLSTMClassifier:
     torch.manual_seed(seed)
-    encoder = SliceEncoder(width=8, features=16)
-    return BiLSTMClassifier(encoder, hidden=8, dropout=dropout, **options)
+    return BiLSTMClassifier(SliceEncoder(width=8), 16, hidden=8, dropout=dropout, **options)
 
 
 def train(volumes, folder, model=None, **options) -> pd.DataFrame:
@@ -506,7 +505,7 @@ def test_unusable_checkpoints_are_refused_in_one_line(volumes, tmp_path, monkeyp
 def test_weights_of_another_network_are_refused_by_name(volumes, tmp_path):
     train(volumes, tmp_path, epochs=1)
     torch.manual_seed(0)
-    wider = BiLSTMClassifier(SliceEncoder(width=8, features=16), hidden=9)
+    wider = BiLSTMClassifier(SliceEncoder(width=8), 16, hidden=9)
     with pytest.raises(CheckpointError, match=r"head.weight: \(1, 16\) in the file, \(1, 18\)"):
         load_model(wider, tmp_path / "best.pt", "cpu")
     with pytest.raises(CheckpointError, match="missing in") as caught:

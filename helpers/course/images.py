@@ -152,7 +152,7 @@ def new_model(which: str, profile: sources.ImageProfile, seed=0, imagenet=False)
             return networks.ImageClassifier(networks.SmallCNN(profile.width))
         if which == "lite0":
             return networks.ImageClassifier(networks.Lite0Encoder())
-        encoder = networks.DenseNet169Encoder(pretrained=imagenet)
+        encoder = networks.TorchvisionEncoder(pretrained=imagenet)
         return networks.ImageClassifier(encoder)
 
 

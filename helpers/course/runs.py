@@ -18,7 +18,12 @@ from helpers.ct import cohort
 from helpers.ct.cache import preprocess_cohort
 from helpers.storage.files import write_whole
 
-MODELS = {"bilstm": "Bi-LSTM", "cnn3d": "3-D CNN (Keras recipe)"}
+MODELS = {
+    "frozen": "Bi-LSTM on a frozen ImageNet encoder",
+    "finetuned": "the same, encoder fine-tuned",
+    "bilstm": "Bi-LSTM from scratch",
+    "cnn3d": "3-D CNN (Keras recipe)",
+}
 
 
 @dataclass(frozen=True)
@@ -83,32 +88,74 @@ def prepare(
     )
 
 
+def inputs(data: CourseData, which="frozen", executor=None) -> np.ndarray:
+    """What a model of MODELS is trained on, in the order of `data.table`.
+
+    Volumes (N, D, H, W), or for "frozen" the features of their slices (N, D, F), computed once and
+    kept beside the cohort's cache (`features.encode_scans`, which takes the executor).
+    """
+    rows, volumes = data.table.row.to_numpy(), data.volumes
+    if len(rows) != len(volumes) or (rows != np.arange(len(rows))).any():
+        volumes = volumes[rows]
+    if which != "frozen":
+        return volumes
+    from helpers.learn import features, networks
+
+    cache = Path(data.volumes.filename).parent
+    had = len([*cache.glob("features-*/*.npy")])
+    found = features.encode_scans(networks.Lite0Encoder(), volumes, cache, executor)
+    if data.mirror and len([*cache.glob("features-*/*.npy")]) > had:
+        Keeper(cache.parents[1], data.mirror)()
+    return found
+
+
 def new_model(which, profile: Profile, seed=0, dropout=0.3):
-    """The Bi-LSTM classifier ("bilstm") or its opponent ("cnn3d"), seeded, untrained."""
+    """A model of MODELS, seeded, untrained but for what ImageNet has taught its encoder."""
     import torch
 
     from helpers.learn import networks
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        if which == "bilstm":
-            return networks.BiLSTMClassifier(dropout=dropout)
-        return networks.Keras3DCNN(profile.opponent_width, dropout)
+        if which == "cnn3d":
+            return networks.Keras3DCNN(profile.opponent_width, dropout)
+        encoder = {"frozen": networks.Lite0Encoder.features, "finetuned": "imagenet"}
+        return networks.BiLSTMClassifier(encoder.get(which, "small"), dropout=dropout)
+
+
+def options_of(which, profile: Profile) -> dict:
+    """How `training.fit` trains one of MODELS."""
+    from helpers.learn import augmentation, devices
+
+    found = {"epochs": profile.epochs, "batch_size": profile.batch_size}
+    if which == "cnn3d":
+        found |= {"epochs": profile.opponent_epochs}
+    if which == "frozen":  # small: 12 epochs take seconds
+        found |= {"epochs": 12, "batch_size": 8, "learning_rate": 1e-3}
+        found |= {"augment": augmentation.SequenceAugmentation()}
+    if which == "finetuned":  # an encoder that has learned already needs few and small steps
+        found |= {"epochs": profile.finetuning_epochs, "learning_rate": 1e-4}
+        is_cpu = devices.pick_device().type == "cpu"
+        found |= {"precision": "bf16" if is_cpu and devices.has_bf16() else "auto"}
+    return found
 
 
 def train(data: CourseData, which="bilstm", seed=0, runs_dir="runs", dropout=0.3, **options):
-    """Train one of the two models, or load it where it is trained; returns model and history.
+    """Train one of MODELS, or load it where it is trained; returns model and history.
 
     The run lies in `runs_dir`/<model>-<cohort>-<profile>-<task>-seed<seed>; an unfinished one is
-    resumed. options: passed on to `training.fit`. With a mirror in `data` a missing run is
-    restored first, and kept after every epoch; a mirror that fails meanwhile is only a warning.
-    Under torchrun (`ranks`) the processes share the work.
+    resumed. "finetuned" begins with what "frozen" has learned. options: passed on to
+    `training.fit`. With a mirror in `data` a missing run is restored first, and kept after every
+    epoch; a mirror that fails meanwhile is only a warning. Under torchrun (`ranks`) the processes
+    share the work.
     """
     from helpers.learn import training
 
     model = new_model(which, data.profile, seed, dropout)
+    if which == "finetuned":
+        frozen, _ = train(data, "frozen", seed, runs_dir, dropout)
+        model.load_state_dict(frozen.state_dict(), strict=False)
     run_dir = Path(runs_dir).expanduser() / f"{which}-{data.run_name}"
-    epochs = data.profile.epochs if which == "bilstm" else data.profile.opponent_epochs
     if data.mirror:
         restore(run_dir, data.mirror)
         mirror, on_epoch = Keeper(run_dir, data.mirror), options.get("on_epoch")
@@ -119,14 +166,15 @@ def train(data: CourseData, which="bilstm", seed=0, runs_dir="runs", dropout=0.3
                 on_epoch(history)
 
         options["on_epoch"] = keep_epoch
+    part = data.table.part
     history = training.fit(
         model,
-        data.volumes,
-        data.labels,
-        data.rows("train"),
-        data.rows("validation"),
+        inputs(data, which),
+        data.table.label.to_numpy(),
+        np.flatnonzero(part == "train"),
+        np.flatnonzero(part == "validation"),
         run_dir,
-        **{"epochs": epochs, "batch_size": data.profile.batch_size, "seed": seed, **options},
+        **options_of(which, data.profile) | {"seed": seed} | options,
     )
     if data.mirror:
         mirror()
@@ -141,12 +189,58 @@ def predictions(data: CourseData, which="bilstm", seed=0, runs_dir="runs") -> pd
     from helpers.learn import prediction
 
     model, _ = train(data, which, seed, runs_dir)
-    probability, _ = prediction.predict(model, data.volumes, data.table.row.to_numpy())
+    probability, _ = prediction.predict(model, inputs(data, which), np.arange(len(data.table)))
     table = data.table.assign(probability=probability)
     path = Path(runs_dir).expanduser() / f"{which}-{data.run_name}" / "predictions.csv"
+    _keep_predictions(table, path)
+    return table
+
+
+def cross_validate(data: CourseData, which="frozen", runs_dir="runs", elsewhere=None):
+    """Predict every study by networks that have not seen its patient: folds by patient x seeds.
+
+    which: one of MODELS. elsewhere: CourseData of another cohort, of which nothing is trained or
+    chosen. Returns the table with `probability`, the mean over the seeds, and one column for each
+    seed ("seed 0"); and the table of `elsewhere` with the mean of all networks, or None. Finished
+    trainings are loaded from `runs_dir`/<model>-<cohort>-<profile>-<task>-folds.
+    """
+    from helpers.learn import features, prediction
+
+    name = f"{data.run_name.rpartition('-')[0]}-folds"
+    run_dir = Path(runs_dir).expanduser() / f"{which}-{name}"
+    seeds = tuple(range(data.profile.n_seeds))
+    if which == "finetuned":
+        cross_validate(data, "frozen", runs_dir)
+
+    def make_model(seed, fold):
+        model = new_model(which, data.profile, seed)
+        if which == "finetuned":
+            begun = new_model("frozen", data.profile, seed)
+            trained = run_dir.with_name(f"frozen-{name}") / f"seed{seed}-fold{fold}" / "last.pt"
+            begun = prediction.load_model(begun, trained, "cpu")
+            model.load_state_dict(begun.state_dict(), strict=False)
+        return model
+
+    each, outside = features.cross_validate(
+        make_model,
+        inputs(data, which),
+        data.table.label.to_numpy(),
+        data.table.patient.to_numpy(),
+        run_dir,
+        data.profile.n_folds,
+        seeds,
+        None if elsewhere is None else inputs(elsewhere, which),
+        **options_of(which, data.profile),
+    )
+    by_seed = {f"seed {seed}": probability for seed, probability in zip(seeds, each, strict=True)}
+    table = data.table.assign(probability=each.mean(axis=0), **by_seed)
+    _keep_predictions(table, run_dir / "predictions.csv")
+    return table, None if elsewhere is None else elsewhere.table.assign(probability=outside)
+
+
+def _keep_predictions(table, path):
     kept = table[["study", "label", "part", "probability"]]
     write_whole(path, lambda file: kept.to_csv(file, index=False))
-    return table
 
 
 def save_results(notebook, results, runs_dir="runs") -> Path:

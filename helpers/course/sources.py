@@ -33,7 +33,8 @@ class Profile:
     """The sizes of one way to take the course; `tiny` is for tests of the machinery alone.
 
     counts, matrix: studies of each category in the phantom cohort, and their pixels a side. size:
-    (D, H, W) that the networks see. opponent: the 3-D CNN. images: what holds for 2-D images.
+    (D, H, W) that the networks see. opponent: the 3-D CNN. n_folds, n_seeds: of a cross-validation.
+    images: what holds for 2-D images.
     """
 
     counts: dict[str, int]
@@ -43,20 +44,23 @@ class Profile:
     epochs: int
     opponent_width: int
     opponent_epochs: int
+    finetuning_epochs: int
+    n_folds: int
+    n_seeds: int
     images: ImageProfile
 
 
 PROFILES = {
     "tiny": Profile(
-        *({"CT-0": 8, "CT-2": 6, "CT-3": 2}, 64, (16, 48, 48), 4, 2, 4, 1),
+        *({"CT-0": 8, "CT-2": 6, "CT-3": 2}, 64, (16, 48, 48), 4, 2, 4, 1, 1, 2, 1),
         ImageProfile((30, 36), 32, 8, (2, 1, 2), (1, 1), imagenet=False),
     ),
     "quick": Profile(
-        *({"CT-0": 60, "CT-2": 44, "CT-3": 16}, 192, (32, 96, 96), 4, 12, 8, 4),
+        *({"CT-0": 60, "CT-2": 44, "CT-3": 16}, 192, (32, 96, 96), 4, 12, 8, 4, 1, 5, 3),
         ImageProfile((120, 140), 64, 16, (30, 3, 30), (3, 1), imagenet=False),
     ),
     "full": Profile(
-        *({"CT-0": 100, "CT-2": 74, "CT-3": 26}, 512, (64, 256, 256), 4, 40, 64, 40),
+        *({"CT-0": 100, "CT-2": 74, "CT-3": 26}, 512, (64, 256, 256), 4, 40, 64, 40, 4, 5, 3),
         ImageProfile((349, 397), 224, 32, (60, 20, 100), (3, 3), imagenet=True),
     ),
 }

@@ -46,6 +46,12 @@ def pick_precision(device: torch.device, precision: str = "auto") -> str:
     return precision
 
 
+def has_bf16() -> bool:
+    """Whether this CPU has instructions for bf16, as far as PyTorch tells (newer releases do)."""
+    able = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(able.get(name) for name in ("avx512_bf16", "amx_bf16"))
+
+
 class Scans:
     """An array or memory map, handed out as float32 batches on the device.
 

@@ -1,64 +1,140 @@
-"""What a frozen encoder sees in every slice, computed once, and training that starts from there."""
+"""What a frozen encoder sees in every slice, computed once, and the cross-validation it allows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import nn
-from torch.nn.functional import interpolate
 
 from helpers.learn import training
 from helpers.learn.augmentation import SequenceAugmentation
-from helpers.learn.devices import Scans, autocast, pick_device, pick_precision
-from helpers.learn.networks import adjacent_slices
+from helpers.learn.checkpoints import fingerprint
+from helpers.learn.devices import Scans, autocast, has_bf16, pick_device, pick_precision
+from helpers.learn.networks import adjacent_slices, usual_chunk
 from helpers.learn.prediction import predict
+from helpers.storage.files import write_whole
 from helpers.storage.progress import progress
 
 
 def encode_scans(
     encoder: nn.Module,
     volumes: np.ndarray,
-    pixels: int | None = None,
-    chunk: int = 64,
+    folder: str | Path = "",
+    executor: Executor | None = None,
     device: str = "auto",
     precision: str = "auto",
 ) -> np.ndarray:
     """Features of every slice of every scan: float16 (N, D, F).
 
     encoder: (n, 3, H, W) in [0, 1] to (n, F), taken as it is; its channels are the slice below,
-    the slice and the slice above. volumes: uint8 (N, D, H, W). pixels: enlarge or reduce the
-    slices to this many a side first. chunk: slices encoded at a time. precision: "auto" is fp16 on
-    CUDA, which rounds ten times finer than bf16: the slices of a scan differ by little.
+    the slice and the slice above. volumes: uint8 (N, D, H, W); single images are scans of one
+    slice. precision: "auto" is fp16 on CUDA, which rounds ten times finer than bf16 (the slices of
+    a scan differ by little), and bf16 on a CPU that has instructions for it.
+
+    folder: where they are kept, a file for each scan, named after what is in the scan; a folder for
+    each encoder and precision. What is there is not computed again, so an interrupted call goes on,
+    and a changed scan is encoded anew. executor: any of concurrent.futures, whose workers take one
+    thread each; by default this process takes all cores. ValueError for features that are not
+    finite.
     """
     used = pick_device(device)
-    if precision == "auto" and used.type == "cuda":
-        precision = "fp16"
+    if precision == "auto" and (used.type == "cuda" or has_bf16()):
+        precision = "fp16" if used.type == "cuda" else "bf16"
     precision = pick_precision(used, precision)
+    kept = None
+    if folder:
+        weights = fingerprint(*(value.cpu().numpy() for value in encoder.state_dict().values()))
+        name = f"features-{weights}{zlib.crc32(repr(encoder).encode()):08x}-{precision}"
+        kept = [Path(folder) / name / f"{fingerprint(volume)}.npy" for volume in volumes]
+    found: list = [_read(path, volumes.shape[1]) for path in kept or []] or [None] * len(volumes)
+    todo = [row for row in range(len(volumes)) if found[row] is None]
+    together = max(1, 64 // volumes.shape[1])
+    groups = [todo[first : first + together] for first in range(0, len(todo), together)]
+    encode = partial(encode_slices, encoder, device=str(used), precision=precision)
+    with progress(total=len(todo), desc="features", unit="scan", disable=not todo) as bar:
+        for rows, answer in zip(groups, _answers(encode, volumes, groups, executor), strict=True):
+            if not np.isfinite(answer).all():
+                raise ValueError(
+                    f"scans {rows[0]} to {rows[-1]}: features that are not finite; "
+                    "choose precision='fp32', or look at the encoder's weights"
+                )
+            for row, features in zip(rows, answer, strict=True):
+                found[row] = features
+                if kept:
+                    write_whole(kept[row], partial(np.save, arr=features))
+            bar.update(len(rows))
+    return np.stack(found)
+
+
+def encode_slices(
+    encoder: nn.Module, volumes: np.ndarray, device: str, precision: str
+) -> np.ndarray:
+    """Features of all slices of a few scans, uint8 (n, D, H, W), at once: float16 (n, D, F)."""
+    used = torch.device(device)
     encoder = encoder.to(used).eval()
-    scans, found = Scans(volumes, used), None
     with torch.inference_mode(), autocast(used, precision):
-        for row in progress(range(len(volumes)), desc="features", unit="scan"):
-            slices = adjacent_slices(scans.take(np.array([row])))[0]
-            if pixels and slices.shape[-2:] != (pixels, pixels):
-                slices = interpolate(slices, size=(pixels, pixels), mode="bilinear")
-            seen = torch.cat([encoder(part) for part in slices.split(chunk)])
-            if found is None:
-                found = np.empty((len(volumes), *seen.shape), np.float16)
-            found[row] = seen.half().cpu().numpy()
-    return found
+        scans = Scans(volumes, used).take(np.arange(len(volumes)))
+        images = adjacent_slices(scans).flatten(0, 1)
+        chunk = 2 * usual_chunk(used, checkpoint=False)
+        seen = torch.cat([encoder(part) for part in images.split(chunk)]).half()
+    return seen.unflatten(0, volumes.shape[:2]).cpu().numpy()
+
+
+def _answers(encode, volumes, groups, executor) -> Iterator[np.ndarray]:
+    """encode() of every group of rows, in order; few of them are under way at a time."""
+    if executor is None:
+        yield from (encode(volumes[rows]) for rows in groups)
+        return
+    n_ahead = 16
+    jobs = [executor.submit(_with_one_thread, encode, volumes[r]) for r in groups[:n_ahead]]
+    for k in range(len(groups)):
+        answer = jobs[k].result()
+        jobs[k] = None  # its memory is not needed any more
+        if k + n_ahead < len(groups):
+            jobs.append(executor.submit(_with_one_thread, encode, volumes[groups[k + n_ahead]]))
+        yield answer
+
+
+def _with_one_thread(encode, volumes) -> np.ndarray:
+    """What a worker does: more threads in each would only wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return encode(volumes)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _read(path, n_slices) -> np.ndarray | None:
+    """The features of one scan, or None: not there, or damaged, and to be made anew."""
+    try:
+        features = np.load(path)
+    except (OSError, ValueError, EOFError):
+        return None
+    is_whole = features.ndim == 2 and len(features) == n_slices and features.dtype == np.float16
+    return features if is_whole and np.isfinite(features).all() else None
 
 
 def folds(labels, patients, n_folds: int = 5, seed: int = 0) -> np.ndarray:
     """The fold of every scan, (N,) of 0 .. n_folds - 1, all scans of a patient in one.
 
-    Both classes are spread evenly (scikit-learn's StratifiedGroupKFold).
+    Both classes are spread evenly (scikit-learn's StratifiedGroupKFold). ValueError if a class has
+    fewer patients than there are folds.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
+    labels, patients = np.asarray(labels), np.asarray(patients)
+    for label in (0, 1):
+        if (n := len(np.unique(patients[labels == label]))) < n_folds:
+            raise ValueError(
+                f"{n} patients with label {label} for {n_folds} folds: take fewer folds"
+            )
     dealt = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
     fold_of = np.empty(len(labels), int)
     for fold, (_, held_out) in enumerate(dealt.split(labels, labels, patients)):
@@ -66,8 +142,8 @@ def folds(labels, patients, n_folds: int = 5, seed: int = 0) -> np.ndarray:
     return fold_of
 
 
-def predict_fold(
-    make_model: Callable[[], nn.Module],
+def train_fold(
+    make_model: Callable[[int, int], nn.Module],
     data: np.ndarray,
     labels: np.ndarray,
     fold_of: np.ndarray,
@@ -75,22 +151,57 @@ def predict_fold(
     run_dir: str | Path,
     seed: int = 0,
     **options,
-) -> pd.DataFrame:
-    """Train without one fold and predict it: a row each of its scans, with row and probability.
+) -> tuple[nn.Module, np.ndarray]:
+    """Train without one fold; returns the network and its probability for the fold's scans.
 
-    make_model: gives a new network, whose initial weights follow from `seed`. data: volumes or
-    features, as `fit` takes them; features are augmented by SequenceAugmentation. options: passed
-    on to `fit`. The weights of the last epoch are taken, so the fold that is predicted decides
+    make_model: (seed, fold) to a new network. data: volumes or features, as `fit` takes them.
+    options: passed on to `fit`; features are augmented by SequenceAugmentation unless they say
+    otherwise. The weights of the last epoch are taken, so the fold that is predicted decides
     nothing, although the history shows its loss.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = make_model()
+    model = make_model(seed, fold)
     rows, held_out = np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
     options = {"patience": options.get("epochs", 30), "keep": "last", **options}
     if data.ndim == 3:
         options = {"augment": SequenceAugmentation(), **options}
     training.fit(model, data, labels, rows, held_out, run_dir, seed=seed, **options)
+    (Path(run_dir) / "best.pt").unlink(missing_ok=True)  # nobody asks for it here
     device, precision = options.get("device", "auto"), options.get("precision", "auto")
-    probability, _ = predict(model, data, held_out, device=device, precision=precision)
-    return pd.DataFrame({"row": held_out, "probability": probability})
+    return model, predict(model, data, held_out, device=device, precision=precision)[0]
+
+
+def cross_validate(
+    make_model: Callable[[int, int], nn.Module],
+    data: np.ndarray,
+    labels: np.ndarray,
+    patients: np.ndarray,
+    run_dir: str | Path,
+    n_folds: int = 5,
+    seeds: tuple[int, ...] = (0, 1, 2),
+    outside: np.ndarray | None = None,
+    **options,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Predict every scan by networks that have not seen its patient.
+
+    Each seed deals the patients into `n_folds` anew (`folds`) and trains a network without each
+    fold (`train_fold`), so there are n_folds * len(seeds) trainings; a finished one is loaded from
+    `run_dir`. Returns the probability of every scan by each seed, (len(seeds), N), and the mean
+    probability by all networks of the scans in `outside`, (n,), which are of another cohort; None
+    without them. What is reported of the cohort itself is the mean over the seeds, with an interval
+    by patient.
+    """
+    found, elsewhere = np.empty((len(seeds), len(labels))), []
+    jobs = [(k, fold) for k in range(len(seeds)) for fold in range(n_folds)]
+    fold_of = [folds(labels, patients, n_folds, seed) for seed in seeds]
+    for k, fold in progress(jobs, desc="folds", unit="training"):
+        model, probability = train_fold(
+            *(make_model, data, labels, fold_of[k], fold),
+            *(Path(run_dir) / f"seed{seeds[k]}-fold{fold}", seeds[k]),
+            **options,
+        )
+        found[k, fold_of[k] == fold] = probability
+        if outside is not None:
+            rows = np.arange(len(outside))
+            kinds = {name: options[name] for name in ("device", "precision") if name in options}
+            elsewhere.append(predict(model, outside, rows, **kinds)[0])
+    return found, np.mean(elsewhere, axis=0) if elsewhere else None

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn.functional import pad
+from torch.nn.functional import interpolate, pad
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils import checkpoint as checkpointing
-from torchvision.models import DenseNet169_Weights, densenet169
+from torchvision.models import get_model, get_model_weights
 from torchvision.ops import Conv2dNormActivation
 
 
@@ -36,13 +36,13 @@ def adjacent_slices(volumes: torch.Tensor) -> torch.Tensor:
 
 
 class SliceEncoder(nn.Module):
-    """A small 2-D CNN: images (N, 3, H, W) in [0, 1] to (N, features), H and W at least 16.
+    """A small 2-D CNN: images (N, 3, H, W) in [0, 1] to (N, 16 * width), H and W at least 16.
 
     GroupNorm looks at one image at a time, so the rest of the batch does not matter. The mean
     over the plane says how much there is of something, the maximum whether it is there at all.
     """
 
-    def __init__(self, width: int = 16, features: int = 128) -> None:
+    def __init__(self, width: int = 16) -> None:
         super().__init__()
         channels = [3, width, 2 * width, 4 * width, 8 * width]
         layers: list[nn.Module] = []
@@ -51,13 +51,11 @@ class SliceEncoder(nn.Module):
             layers.append(nn.GroupNorm(8, n_out))
             layers.append(nn.ReLU(inplace=True))
         self.layers = nn.Sequential(*layers)
-        self.project = nn.Linear(2 * channels[-1], features, bias=False)
-        self.features = features
+        self.features = 2 * channels[-1]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         maps = self.layers(2 * images - 1)
-        mean, maximum = maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))
-        return self.project(torch.cat([mean, maximum], dim=1))
+        return torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1)
 
 
 def slice_encoder(encoder: str | nn.Module) -> nn.Module:
@@ -68,7 +66,12 @@ def slice_encoder(encoder: str | nn.Module) -> nn.Module:
         return SliceEncoder()
     if encoder == "imagenet":
         return Lite0Encoder()
-    raise ValueError(f"encoder={encoder!r}: give 'small', 'imagenet' or a module")
+    if encoder == "resnet18":
+        found = TorchvisionEncoder("resnet18", freeze_norm=True)
+        if not found.pretrained:
+            raise WeightsError("no ImageNet weights for ResNet18: take encoder='imagenet'")
+        return found
+    raise ValueError(f"encoder={encoder!r}: give 'small', 'imagenet', 'resnet18' or a module")
 
 
 def usual_chunk(device: torch.device, checkpoint: bool) -> int:
@@ -99,9 +102,9 @@ class BiLSTMClassifier(nn.Module):
 
     volumes (B, D, H, W) in [0, 1] to logits (B,) and attention (B, D), in the slices' order.
 
-    encoder: "small", "imagenet" (EfficientNet-Lite0), a module (N, 3, H, W) -> (N, features), or
-    the number of features where these were computed beforehand: then (B, D, F) takes the place of
-    the volumes.
+    encoder: "small", "imagenet" (EfficientNet-Lite0), "resnet18" (torchvision's), a module
+    (N, 3, H, W) -> (N, F), or the number F where the features were computed beforehand: then
+    (B, D, F) takes the place of the volumes. features: what the F are reduced to.
     Controls: sequence="none" leaves the LSTM out, pooling="mean" weighs all slices alike, and
     shuffle_slices=True reads every scan in a random order, from torch's random numbers.
     checkpoint=True computes the encoder's activations again in the backward pass instead of
@@ -111,6 +114,7 @@ class BiLSTMClassifier(nn.Module):
     def __init__(
         self,
         encoder: str | int | nn.Module = "small",
+        features: int = 128,
         hidden: int = 64,
         dropout: float = 0.3,
         sequence: str = "lstm",
@@ -129,9 +133,10 @@ class BiLSTMClassifier(nn.Module):
         width = width or self.encoder.features
         # The slices of all scans look much alike; this takes away what they have in common.
         self.standardise = nn.BatchNorm1d(width)
-        self.lstm = None
+        self.project = nn.Linear(width, features, bias=False)
+        self.lstm, width = None, features
         if sequence == "lstm":
-            self.lstm = nn.LSTM(width, hidden, batch_first=True, bidirectional=True)
+            self.lstm = nn.LSTM(features, hidden, batch_first=True, bidirectional=True)
             width = 2 * hidden
         self.pooling = AttentionPooling(width) if pooling == "attention" else None
         self.dropout = nn.Dropout(dropout)
@@ -141,7 +146,7 @@ class BiLSTMClassifier(nn.Module):
         return f"shuffle_slices={self.shuffle_slices}"
 
     def encode(self, volumes: torch.Tensor) -> torch.Tensor:
-        """Standardised features of every slice: volumes (B, D, H, W) to (B, D, F)."""
+        """Standardised and reduced features: volumes (B, D, H, W) to (B, D, features)."""
         features = volumes.flatten(0, 1)
         if self.encoder is not None:
             images = adjacent_slices(volumes).flatten(0, 1)
@@ -152,26 +157,23 @@ class BiLSTMClassifier(nn.Module):
                 features = torch.cat([again(part) for part in parts])
             else:
                 features = torch.cat([self.encoder(part) for part in parts])
-        return self.standardise(features).unflatten(0, volumes.shape[:2])
+        return self.project(self.standardise(features)).unflatten(0, volumes.shape[:2])
 
     def forward(self, volumes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        sequence = self.encode(volumes)
-        n_scans, n_slices = volumes.shape[:2]
-        order = torch.arange(n_slices).expand(n_scans, -1)
-        if self.shuffle_slices:
-            order = torch.rand(n_scans, n_slices).argsort(dim=1)
-        # drawn on the CPU: the same order on every device
-        order = order.to(volumes.device)
-        sequence = torch.take_along_dim(sequence, order.unsqueeze(-1), dim=1)
+        sequence, order = self.encode(volumes), None
+        if self.shuffle_slices:  # drawn on the CPU: the same order on every device
+            order = torch.rand(volumes.shape[:2]).argsort(dim=1).to(volumes.device)
+            sequence = torch.take_along_dim(sequence, order.unsqueeze(-1), dim=1)
         if self.lstm is not None:
             sequence, _ = self.lstm(sequence)
         if self.pooling is not None:
             pooled, attention = self.pooling(sequence)
         else:
             pooled = sequence.mean(dim=1)
-            attention = torch.full(order.shape, 1 / n_slices, device=volumes.device)
-        logits = self.head(self.dropout(pooled)).squeeze(-1)
-        return logits, torch.zeros_like(attention).scatter(1, order, attention)
+            attention = torch.full_like(sequence[:, :, 0], 1 / sequence.shape[1])
+        if order is not None:
+            attention = torch.zeros_like(attention).scatter(1, order, attention)
+        return self.head(self.dropout(pooled)).squeeze(-1), attention
 
 
 class Keras3DCNN(nn.Module):
@@ -281,22 +283,25 @@ class ImageClassifier(nn.Module):
         return self.head(self.dropout(self.encoder(images))).squeeze(-1), None
 
 
-class DenseNet169Encoder(nn.Module):
-    """DenseNet169 without its last layer, with ImageNet's weights where they can be had.
+class TorchvisionEncoder(nn.Module):
+    """DenseNet169 or ResNet18 without its last layer, with ImageNet's weights where there are any.
 
-    images (N, 3, H, W), or grey (N, 1, H, W), in [0, 1] to (N, 1664), normalised as for ImageNet.
-    Without a connection it prints one line and starts from random weights; `pretrained` says with
-    which it began. freeze_norm=True keeps the statistics of ImageNet in BatchNorm, in training too;
-    random weights have none to keep. Huang et al. 2017, arXiv 1608.06993.
+    images (N, 3, H, W), or grey (N, 1, H, W), in [0, 1] to (N, features), normalised as for
+    ImageNet. Without a connection it prints one line and starts from random weights; `pretrained`
+    says with which it began. freeze_norm=True keeps the statistics of ImageNet in BatchNorm, in
+    training too; random weights have none to keep. Huang et al. 2017, arXiv 1608.06993; He et al.
+    2016, arXiv 1512.03385.
     """
 
-    features = 1664
-
-    def __init__(self, pretrained: bool = True, freeze_norm: bool = False) -> None:
+    def __init__(
+        self, name: str = "densenet169", pretrained: bool = True, freeze_norm: bool = False
+    ) -> None:
         super().__init__()
-        self.network = densenet169()
-        self.network.classifier = nn.Identity()
-        weights = densenet169_weights() if pretrained else {}
+        self.network = get_model(name)
+        last = {"densenet169": "classifier", "resnet18": "fc"}[name]
+        self.features = getattr(self.network, last).in_features
+        setattr(self.network, last, nn.Identity())
+        weights = torchvision_weights(name, last) if pretrained else {}
         if weights:
             self.network.load_state_dict(weights)
         self.pretrained = bool(weights)
@@ -305,7 +310,7 @@ class DenseNet169Encoder(nn.Module):
         self.register_buffer("imagenet", imagenet.view(2, 3, 1, 1), persistent=False)
         self.train()
 
-    def train(self, mode: bool = True) -> DenseNet169Encoder:
+    def train(self, mode: bool = True) -> TorchvisionEncoder:
         super().train(mode)
         for module in self.modules():
             if self.freeze_norm and isinstance(module, nn.BatchNorm2d):
@@ -317,24 +322,27 @@ class DenseNet169Encoder(nn.Module):
         return self.network((images.expand(-1, 3, -1, -1) - mean) / deviation)
 
 
-def densenet169_weights() -> dict[str, torch.Tensor]:
-    """torchvision's published weights, hash-checked; {} and one printed line without them."""
+def torchvision_weights(name: str, last: str) -> dict[str, torch.Tensor]:
+    """torchvision's published weights but for the last layer, hash-checked.
+
+    {} and one printed line where they cannot be had.
+    """
     try:
         weights = torch.hub.load_state_dict_from_url(
-            DenseNet169_Weights.IMAGENET1K_V1.url,
+            get_model_weights(name)["IMAGENET1K_V1"].url,
             progress=False,
             check_hash=True,
             weights_only=True,
         )
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        print(f"DenseNet169: no ImageNet weights ({reason}); starting from random weights instead.")
+        print(f"{name}: no ImageNet weights ({reason}); starting from random weights instead.")
         return {}
-    # the published file is older than torchvision's names: "norm.1.weight" is "norm1.weight" now
+    # the published DenseNet is older than torchvision's names: "norm.1.weight" for "norm1.weight"
     return {
         re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", name): value
         for name, value in weights.items()
-        if not name.startswith("classifier.")
+        if not name.startswith(f"{last}.")
     }
 
 
@@ -404,16 +412,18 @@ class Lite0Encoder(nn.Module):
     """EfficientNet-Lite0 without its last layer, as trained on ImageNet.
 
     images (N, 3, H, W), or grey (N, 1, H, W), in [0, 1] to (N, 2560): the mean and the maximum over
-    the plane of each of 1280 maps. H and W of at least 32; what it has learned shows from about
-    160 on. BatchNorm keeps ImageNet's statistics, in training too, since the slices of one scan are
-    too alike for those of a batch. A norm that never changes is a factor and an offset: both are
-    multiplied into the convolution before it. WeightsError.
+    the plane of each of 1280 maps. Images whose shorter side has fewer than `least` pixels are
+    enlarged to that: what it has learned does not show in smaller ones. BatchNorm keeps ImageNet's
+    statistics, in training too, since the slices of one scan are too alike for those of a batch. A
+    norm that never changes is a factor and an offset: both are multiplied into the convolution
+    before it. WeightsError.
     """
 
     features, pretrained = 2 * 1280, True
 
-    def __init__(self) -> None:
+    def __init__(self, least: int = 160) -> None:
         super().__init__()
+        self.least = least
         maps: list[nn.Module] = [SamePadding(3), lite0_layer(3, 32, kernel_size=3, stride=2)]
         for kernel, stride, expansion, n_in, n_out, n_blocks in LITE0_STAGES:
             maps.append(InvertedResidual(kernel, stride, expansion, n_in, n_out))
@@ -431,8 +441,14 @@ class Lite0Encoder(nn.Module):
         # the colours of a pixel side by side in memory: about twice as fast, on CPUs and GPUs
         self.to(memory_format=torch.channels_last)
 
+    def extra_repr(self) -> str:
+        return f"least={self.least}"
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         images = images.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+        if (side := min(images.shape[2:])) < self.least:
+            size = [round(n * self.least / side) for n in images.shape[2:]]
+            images = interpolate(images, size=size, mode="bilinear")
         maps = self.maps((images - 0.498) / 0.502)
         return torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1)
 

@@ -83,17 +83,22 @@ def train_scans(folder, profile, sizes, way, fold, seed):
         options["learning_rate"] = 2e-4
     encoder = {"frozen": data.shape[-1], "scratch": "small", "finetuned": "imagenet"}[way]
     started = time.perf_counter()
-    table = features.predict_fold(
-        lambda: BiLSTMClassifier(encoder),
+
+    def make_model(seed, fold):
+        torch.manual_seed(seed)
+        return BiLSTMClassifier(encoder)
+
+    _, probability = features.train_fold(
+        make_model,
         *(data, labels, fold_of, fold, folder / f"{way}-{fold}-{seed}", seed),
         **options,
     )
     return {
         "seconds": time.perf_counter() - started,
         "epochs": options["epochs"],
-        "rows": table.row.tolist(),
-        "labels": labels[table.row].tolist(),
-        "probability": table.probability.round(6).tolist(),
+        "rows": np.flatnonzero(fold_of == fold).tolist(),
+        "labels": labels[fold_of == fold].tolist(),
+        "probability": probability.round(6).tolist(),
         "peak_gb": peak_gb(),
     }
 
