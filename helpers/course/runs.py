@@ -120,7 +120,10 @@ def new_model(which, profile: Profile, seed=0, dropout=0.3):
         if which == "cnn3d":
             return networks.Keras3DCNN(profile.opponent_width, dropout)
         encoder = {"frozen": networks.Lite0Encoder.features, "finetuned": "imagenet"}
-        return networks.BiLSTMClassifier(encoder.get(which, "small"), dropout=dropout)
+        model = networks.BiLSTMClassifier(encoder.get(which, "small"), dropout=dropout)
+        if which == "finetuned":  # edges and grain look the same everywhere
+            model.encoder.maps[:-6].requires_grad_(False)
+        return model
 
 
 def options_of(which, profile: Profile) -> dict:
