@@ -33,6 +33,17 @@ def test_prepare_gives_parts_labels_and_rows(made):
     assert "phantom" in data.caption.lower()
 
 
+def test_the_phantom_of_another_hospital_is_a_data_set_of_its_own(made, tmp_path):
+    data = runs.prepare("phantom-elsewhere", "tiny", tmp_path)
+    assert data.root == tmp_path / "phantom-elsewhere-tiny"
+    assert data.caption == "Synthetic phantom of another hospital, not a patient."
+    assert data.run_name.startswith("phantom-elsewhere-tiny-") and "tiny-tiny" not in data.run_name
+    home, away = (pd.read_csv(d.root / "phantom_truth.csv") for d in (made[1], data))
+    assert set(home.scanner) <= set("ABCD") and set(away.scanner) <= set("EFG")
+    assert home.category.tolist() == away.category.tolist()
+    assert not set(home.seed) & set(away.seed), "a patient of both"
+
+
 def test_another_seed_is_another_split_of_the_same_cohort(made):
     folder, data = made
     other = runs.prepare("phantom", "tiny", folder / "data", seed=1)
@@ -51,7 +62,7 @@ def test_a_folder_is_a_data_set_and_stays_untouched(made, tmp_path):
 
 
 def test_wrong_names_are_refused_in_words(tmp_path):
-    with pytest.raises(CohortError, match="studies/"):
+    with pytest.raises(CohortError, match="studies/.* phantom, phantom-elsewhere, mosmed or one"):
         runs.prepare(str(tmp_path), "tiny", tmp_path)
     with pytest.raises(ValueError, match="PROFILE"):
         runs.prepare("phantom", "huge", tmp_path)

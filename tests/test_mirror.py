@@ -509,7 +509,7 @@ def test_a_lost_machine_goes_on_where_it_stopped(tmp_path, drive, monkeypatch):
 def test_get_studies_keeps_what_it_made_and_asks_for_drive_first(tmp_path, drive, monkeypatch):
     made = []
 
-    def make(root, *arguments):
+    def make(root, *arguments, **options):
         made.append(root)
         root.mkdir(parents=True, exist_ok=True)
         (root / "study").write_bytes(b"study")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from concurrent.futures.process import BrokenProcessPool
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import center_of_mass, distance_transform_edt, uniform_filter
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
@@ -43,8 +44,9 @@ def peak(values, low, high):
     return edges[counts.argmax()] + 2.5
 
 
-def test_the_same_seed_gives_the_same_study_and_another_seed_another():
-    first, again, other = (simulate.make_study(s, "CT-2", 64, n_slices=8) for s in (3, 3, 4))
+@pytest.mark.parametrize("site", simulate.SITES)
+def test_the_same_seed_gives_the_same_study_and_another_seed_another(site):
+    first, again, other = (simulate.make_study(s, "CT-2", 64, 8, site=site) for s in (3, 3, 4))
     np.testing.assert_array_equal(first.hu, again.hu)
     np.testing.assert_array_equal(first.mask, again.mask)
     assert not np.array_equal(first.hu, other.hu)
@@ -91,11 +93,12 @@ def test_directions(healthy):
         assert offset > 1, "the heart is mostly on the patient's left"
 
 
+@pytest.mark.parametrize("site", simulate.SITES)
 @pytest.mark.parametrize("category", INTERVALS)
-def test_involved_fraction_lies_in_the_class_and_is_the_masks(category):
+def test_involved_fraction_lies_in_the_class_and_is_the_masks(category, site):
     low, high = INTERVALS[category]
     for seed in (1, 2):
-        study = simulate.make_study(seed, category, matrix=96, n_slices=24)
+        study = simulate.make_study(seed, category, matrix=96, n_slices=24, site=site)
         mask, lung = study.mask > 0, study.lung > 0
         assert not (mask & ~lung).any()
         assert study.involved_fraction == pytest.approx((mask & lung).sum() / lung.sum(), abs=1e-12)
@@ -118,18 +121,27 @@ def chest_depth(lung, spacing):
     return depth
 
 
-def test_lesions_are_peripheral_posterior_and_basal():
-    differences = []
+def lesions_against_spared_lung(site):
+    """Differences (mm) of depth, row and level, and the share of the lesions that is dense."""
+    differences, dense = [], []
     for seed in range(4):
-        study = simulate.make_study(seed, "CT-2", matrix=64, n_slices=20)
+        study = simulate.make_study(seed, "CT-2", matrix=64, n_slices=20, site=site)
         sick = study.mask > 0
         spared = (study.lung > 0) & ~sick
         depth = chest_depth(study.lung > 0, study.spacing)
         row = np.broadcast_to(np.arange(64)[:, None], sick.shape) * study.spacing[1]
         level = np.broadcast_to(np.arange(20)[:, None, None], sick.shape) * study.spacing[0]
         differences.append([v[sick].mean() - v[spared].mean() for v in (depth, row, level)])
-    deeper, further_back, higher = np.mean(differences, axis=0)
+        dense.append((study.hu[sick] > -150).mean())
+    return np.mean(differences, axis=0), dense
+
+
+def test_lesions_are_peripheral_posterior_and_basal_and_elsewhere_less_so():
+    (deeper, further_back, higher), dense = lesions_against_spared_lung("home")
     assert deeper < -5 and further_back > 15 and higher < -15
+    away, dense_away = lesions_against_spared_lung("elsewhere")
+    assert away[0] > deeper + 3 and away[1] < further_back - 15 and away[2] > higher + 5
+    assert max(dense_away) > 1.5 * max(dense)
 
 
 def test_a_healthy_study_has_no_lesion(healthy):
@@ -140,11 +152,14 @@ def test_a_healthy_study_has_no_lesion(healthy):
 @pytest.mark.parametrize(
     "arguments, named",
     [({"category": "CT-5"}, "CT-5"), ({"category": "CT-0", "scanner": "Z"}, "'Z'"),
-     ({"category": "CT-0", "matrix": 8}, "matrix 8")],
+     ({"category": "CT-0", "matrix": 8}, "matrix 8"),
+     ({"category": "CT-0", "site": "moon"}, "site 'moon'.*home, elsewhere"),
+     ({"category": "CT-0", "scanner": "A", "site": "elsewhere"}, "scanner 'A'.*E, F, G")],
 )  # fmt: skip
 def test_bad_arguments_are_named(arguments, named):
-    with pytest.raises(ValueError, match=named):
+    with pytest.raises(ValueError, match=named) as error:
         simulate.make_study(1, **arguments)
+    assert "\n" not in str(error.value)
 
 
 def test_scanners_differ_in_padding_and_noise():
@@ -155,6 +170,109 @@ def test_scanners_differ_in_padding_and_noise():
         s: np.diff(study.hu[:, 4:8, 44:52].astype(float)).std() for s, study in studies.items()
     }
     assert noise["B"] > 1.5 * noise["A"]
+
+
+def noise_in_tissue(hu):
+    """Standard deviation (HU) and correlation of neighbours, where soft tissue is most even."""
+    hu = hu.astype(float)
+    mean = uniform_filter(hu, (0, 7, 7))
+    variance = uniform_filter(hu**2, (0, 7, 7)) - mean**2
+    neighbour = uniform_filter(hu * np.roll(hu, 1, 2), (0, 7, 7)) - mean * np.roll(mean, 1, 2)
+    soft = (mean > 0) & (mean < 90)
+    even = soft & (variance < np.quantile(variance[soft], 0.1))
+    return np.sqrt(np.median(variance[even])), np.median(neighbour[even] / variance[even])
+
+
+def test_elsewhere_lies_outside_home_on_both_sides():
+    def measured(site, name):
+        """Noise, its grain, the body's share of the image, HU of soft tissue; mean of two."""
+        rows = []
+        for seed in (5, 6):
+            hu = simulate.make_study(seed, "CT-0", 128, 8, name, site).hu
+            rows.append(
+                [*noise_in_tissue(hu), (hu > -300).mean(), np.median(hu[abs(hu - 45) < 65])]
+            )
+            if name in "EG":
+                assert (hu[:, 0, 0] == {"E": -1024, "G": -2048}[name]).all()
+        return np.mean(rows, axis=0)
+
+    home = [measured("home", name) for name in simulate.SITES["home"].scanners]
+    e, f, g = (measured("elsewhere", name) for name in "EFG")
+    low, high = np.min(home, axis=0), np.max(home, axis=0)
+    level, grain, size, offset = range(4)
+    assert e[level] > 1.3 * high[level] and max(f[level], g[level]) < 0.7 * low[level]
+    assert e[grain] < low[grain] - 0.1 and min(f[grain], g[grain]) > high[grain] + 0.05
+    assert e[size] > high[size] + 0.03 and max(f[size], g[size]) < low[size] - 0.02
+    assert max(f[offset], g[offset]) < low[offset] - 1
+
+
+def test_elsewhere_patients_lie_off_centre_and_some_with_their_arms_down():
+    wider = []
+    for seed in range(6):
+        centre, width = {}, {}
+        for name, site in (("A", "home"), ("F", "elsewhere"), ("G", "elsewhere")):
+            study = simulate.make_study(seed, "CT-0", 96, 8, name, site)
+            centre[name] = (np.array(center_of_mass(study.lung))[1:] - 47.5) * study.spacing[1]
+            middle = int(study.lung.sum(axis=(1, 2)).argmax())
+            row = int(np.median(np.nonzero(study.lung[middle])[0]))
+            width[name] = np.ptp(np.flatnonzero(study.hu[middle, row] > -300)) * study.spacing[1]
+        wider.append(width["F"] - width["A"] > 60)
+        down, left = centre["F"] - centre["A"]
+        assert 15 < down < 32 and -24 < left < -12
+        down, left = centre["G"] - centre["A"]
+        assert -22 < down < -6 and 6 < left < 18
+    assert 0 < sum(wider) < 6, "arms"
+
+
+def test_elsewhere_has_other_slices_and_more_collapsed_lung_at_the_back():
+    dependent = {}
+    for site in simulate.SITES:
+        differences, spacings, depths = [], set(), []
+        for seed in range(6):
+            study = simulate.make_study(seed, "CT-0", matrix=64, site=site)
+            spacings.add(study.spacing[0])
+            depths.append(len(study.hu))
+            lung = study.lung > 0
+            back = np.zeros_like(lung)
+            for k in np.flatnonzero(lung.any(axis=(1, 2)))[1 : len(lung) // 3]:
+                rows = np.flatnonzero(lung[k].any(axis=1))[-4:]
+                back[k, rows] = lung[k, rows]
+            differences.append(study.hu[back].mean() - np.median(study.hu[lung]))
+        dependent[site] = np.mean(differences)
+        if site == "home":
+            assert spacings == {8} and min(depths) >= 33 and max(depths) <= 53
+        else:
+            assert spacings == {5, 10} and min(depths) < 38 and max(depths) > 53
+    assert dependent["elsewhere"] > dependent["home"] + 50
+
+
+def test_home_is_what_it_always_was(cohort):
+    """Rounded, since processors differ in the last digits; a changed random draw shows."""
+    study = simulate.make_study(3, "CT-2", 64, 12)
+    assert study.scanner == "C" and study.spacing[1] == pytest.approx(7.4965557)
+    assert study.hu.mean() == pytest.approx(-974.066, abs=0.05)
+    assert study.hu.std() == pytest.approx(1137.107, abs=0.05)
+    assert study.mask.sum() == pytest.approx(1072, abs=2)
+    names = {"version", "counts", "matrix", "seed", "scanner_shortcut", "n_slices"}
+    assert set(json.loads((cohort / "phantom_settings.json").read_text())) == names
+
+
+def test_a_cohort_from_elsewhere(cohort, tmp_path):
+    root = simulate.make_cohort(tmp_path / "away", workers=1, **SMALL, site="elsewhere")
+    assert json.loads((root / "phantom_settings.json").read_text())["site"] == "elsewhere"
+    truth = pd.read_csv(root / "phantom_truth.csv")
+    assert set(truth.scanner) <= set("EFG") and truth.category.tolist()[2:] == ["CT-2", "CT-3"]
+    for row in truth.itertuples():
+        low, high = INTERVALS.get(row.category, (-1, 1e-9))
+        assert low < row.involved_fraction < high
+    before = digests(root)
+    assert simulate.make_cohort(root, workers=1, **SMALL, site="elsewhere") == root
+    for folder, site in ((root, "home"), (cohort, "elsewhere")):
+        with pytest.raises(ValueError, match="made with another site; choose"):
+            simulate.make_cohort(folder, workers=1, **SMALL, site=site)
+    with pytest.raises(ValueError, match="site 'moon' is unknown"):
+        simulate.make_cohort(tmp_path / "moon", site="moon")
+    assert digests(root) == before and not (tmp_path / "moon").exists()
 
 
 def test_layout_registry_and_headers(cohort):
@@ -214,11 +332,12 @@ def test_other_settings_are_refused(cohort):
     assert digests(cohort) == before
 
 
+@pytest.mark.parametrize("site, second", [("home", "B"), ("elsewhere", "F")])
 @pytest.mark.parametrize("shortcut", [False, True])
-def test_scanner_follows_the_label_only_when_planted(shortcut):
-    plan = simulate._plan({"CT-0": 150, "CT-2": 150}, seed=1, scanner_shortcut=shortcut)
+def test_scanner_follows_the_label_only_when_planted(shortcut, site, second):
+    plan = simulate._plan({"CT-0": 150, "CT-2": 150}, 1, shortcut, site)
     share = {
-        category: np.mean([j["scanner"] == "B" for j in plan if j["category"] == category])
+        category: np.mean([j["scanner"] == second for j in plan if j["category"] == category])
         for category in ("CT-0", "CT-2")
     }
     if shortcut:
@@ -227,19 +346,27 @@ def test_scanner_follows_the_label_only_when_planted(shortcut):
         assert abs(share["CT-2"] - share["CT-0"]) < 0.15
 
 
-def test_a_histogram_does_not_solve_the_task():
+@pytest.mark.parametrize("site, seed", [("home", 2020), ("elsewhere", 2021)])
+def test_neither_a_histogram_nor_the_scanner_solves_the_task(site, seed):
     def features(job):
-        study = simulate.make_study(job["seed"], job["category"], 48, 14, job["scanner"])
+        study = simulate.make_study(job["seed"], job["category"], 48, 14, job["scanner"], site)
         counts = np.histogram(study.hu, 32, (-1000, 400))[0]
-        return np.log(counts / counts.sum() + 1e-5)
+        simple = (
+            study.spacing[1],
+            noise_in_tissue(study.hu)[0],
+            np.clip(study.hu, -1000, 400).mean(),
+        )
+        return np.log(counts / counts.sum() + 1e-5), simple
 
-    plan = simulate._plan(simulate.DEFAULT_COUNTS, seed=2020, scanner_shortcut=False)
-    histograms = np.array([features(job) for job in plan])
-    label = np.array([job["category"] != "CT-0" for job in plan])
+    plan = simulate._plan(simulate.DEFAULT_COUNTS, seed, scanner_shortcut=False, site=site)
+    histograms, simple = (np.array(v) for v in zip(*map(features, plan), strict=True))
+    is_sick = np.array([job["category"] != "CT-0" for job in plan])
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
     folds = StratifiedKFold(5, shuffle=True, random_state=0)
-    score = cross_val_predict(model, histograms, label, cv=folds, method="predict_proba")[:, 1]
-    assert roc_auc_score(label, score) < 0.85
+    score = cross_val_predict(model, histograms, is_sick, cv=folds, method="predict_proba")[:, 1]
+    assert roc_auc_score(is_sick, score) < 0.85
+    for values in simple.T:
+        assert 0.3 < roc_auc_score(is_sick, values) < 0.7
 
 
 def test_a_complete_cohort_is_not_written_to(tmp_path):

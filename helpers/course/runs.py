@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from helpers.course.sources import Keeper, Profile, bring_studies, find_profile, restore
+from helpers.course.sources import DATASETS, Keeper, Profile, bring_studies, find_profile, restore
 from helpers.ct import cohort
 from helpers.ct.cache import preprocess_cohort
 from helpers.storage.files import write_whole
@@ -79,7 +79,7 @@ def prepare(
     geometry = cache.index.drop(columns=["category", "file"])
     table = table.merge(geometry, on="study").reset_index(drop=True)
     table["part"] = cohort.saved_split(table, work / f"split-{task}-seed{seed}.csv", seed=seed)
-    name = work.name if dataset not in ("phantom", "mosmed") else dataset
+    name = dataset if dataset in DATASETS else work.name
     run_name = f"{name}-{profile}-{task}-seed{seed}"
     if mirror:
         Keeper(work, mirror)()

@@ -65,6 +65,12 @@ PROFILES = {
     ),
 }
 
+PHANTOMS = {  # site, seed (no patient is in both), what the caption calls it
+    "phantom": ("home", 2020, "phantom"),
+    "phantom-elsewhere": ("elsewhere", 2021, "phantom of another hospital"),
+}
+DATASETS = (*PHANTOMS, "mosmed")
+
 
 def find_profile(name) -> Profile:
     """The profile of this name; ValueError for an unknown one."""
@@ -78,8 +84,9 @@ def get_studies(
 ) -> tuple[Path, Path, str]:
     """Make sure that the studies are there; returns their folder, a work folder and a caption.
 
-    dataset: "phantom" (made here), "mosmed" (downloaded) or a folder in MosMedData's layout.
-    The work folder is below `data_dir`; nothing is ever written into a folder of yours.
+    dataset: "phantom" (made here), "phantom-elsewhere" (made here, another hospital's: for what
+    transfers, never to train or choose on), "mosmed" (downloaded) or a folder in MosMedData's
+    layout. The work folder is below `data_dir`; nothing is ever written into a folder of yours.
     mirror: a folder that outlives this machine, on a mounted Drive for example. A missing work
     folder is restored from it, and a new one is kept there. MirrorError if it cannot be reached.
     """
@@ -94,13 +101,14 @@ def get_studies(
 
 def bring_studies(dataset, profile, data_dir, mirror):
     """Restore, make or download; what `get_studies` returns."""
-    if dataset == "phantom":
+    if dataset in PHANTOMS:
         from helpers.phantom import simulate
 
-        root, sizes = Path(data_dir).expanduser() / f"phantom-{profile}", find_profile(profile)
+        root, sizes = Path(data_dir).expanduser() / f"{dataset}-{profile}", find_profile(profile)
+        site, seed, words = PHANTOMS[dataset]
         restore(root, mirror)
-        simulate.make_cohort(root, sizes.counts, sizes.matrix)
-        return root, root, "Synthetic phantom, not a patient."
+        simulate.make_cohort(root, sizes.counts, sizes.matrix, seed, site=site)
+        return root, root, f"Synthetic {words}, not a patient."
     if dataset == "mosmed":
         from helpers.ct import mosmed
 
@@ -111,7 +119,7 @@ def bring_studies(dataset, profile, data_dir, mirror):
     root = Path(dataset).expanduser()
     if not (root / "studies").is_dir():
         raise cohort.CohortError(
-            f'{dataset}: no folder with studies/ in it; DATASET is "phantom", "mosmed" or one'
+            f"{dataset}: no folder with studies/ in it; DATASET is {', '.join(DATASETS)} or one"
         )
     digest = hashlib.sha1(str(root.resolve()).encode(), usedforsecurity=False).hexdigest()[:8]
     work = Path(data_dir).expanduser() / f"{root.resolve().name}-{digest}"

@@ -87,7 +87,10 @@ def _draw_wall(hu, plane, z, layers, noise):
     ribs = np.abs(cavity - 5) - half
     paint_bone(view, ribs, 650 * bone - cartilage * (650 * bone - 110),
                240 * bone - cartilage * (240 * bone - 95), pixel)  # fmt: skip
-    for box, limb, value, role in near(_shoulder(z, layers), z, plane, 12):
+    for box, limb, value, role in near(_shoulder(z, layers, patient.arms_down), z, plane, 12):
+        if role == "flesh":
+            paint(hu[box], limb, value, pixel)
+            continue
         if role == "blade":
             skin = plane.radius[box] - layers[5].take(plane.angle[box])
             paint(hu[box], np.maximum(limb - 8, skin + 4), MUSCLE, pixel)
@@ -106,7 +109,7 @@ def _rib_half_thickness(z):
     return half.astype(np.float32), cartilage.astype(np.float32)
 
 
-def _shoulder(z, layers):
+def _shoulder(z, layers, arms_down):
     """Cones (part, HU, role) of shoulder blades and upper arms, placed in the wall's layers."""
 
     def place(side, angle, radius, thickness, level=z):
@@ -121,6 +124,10 @@ def _shoulder(z, layers):
         arm = radius(94, 4) - 34
         ends = place(side, 94, arm, 24, 128), place(side, 94, arm + 12, 15, 175)
         parts.append((np.stack(ends), 330.0, "arm"))
+        if arms_down and z < 112:
+            beside = min(radius(100, 5), 175) + at(z, [50, 110], [40, 0])
+            for value, size, role in ((FAT, 42, "flesh"), (MUSCLE, 36, "flesh"), (600, 11, "arm")):
+                parts.append((np.stack([place(side, 100, beside, size)] * 2), value, role))
         if -45 < z < 112:
             medial = at(z, [-45, 10, 112], [136, 152, 150])
             lateral = 0.55 * radius(112, 3) + 0.45 * radius(112, 4)

@@ -147,7 +147,7 @@ def vessels_and_airways(rng, anatomy, frame, n_points=512):
     return tuple(splat(np.concatenate(v), anatomy) for v in (tubes, walls, lumina))
 
 
-def disturbances(rng, frame, diseased, expiration):
+def disturbances(rng, frame, diseased, expiration, site):
     """HU of the aerated lung on the coarse grid, with all that is not COVID-19."""
     base = -872 + 3.2 * expiration + rng.normal(0, 16)
     hu = base + rng.uniform(10, 80) / 100 * (frame.y[None] + 0 * frame.z)
@@ -160,10 +160,10 @@ def disturbances(rng, frame, diseased, expiration):
     level = np.quantile(mosaic[frame.lung], 1 - amount)
     central = np.clip(frame.depth / rng.uniform(10, 22), 0, 1)
     hu += height * central * expit((mosaic - level) / rng.uniform(0.2, 0.45))
-    band = rng.uniform(2, 12) * (1 + 0.35 * frame.noise(rng, 40))
+    band = rng.uniform(*site.atelectasis) * (1 + 0.35 * frame.noise(rng, 40))
     low = np.clip((20 - frame.z) / 120, 0, 1) * np.clip((frame.y - 25) / 40, 0, 1)
     hu += rng.uniform(100, 700) * low * expit((band + 2 - frame.depth) / 2)
-    if rng.random() < 0.3:
+    if rng.random() < site.emphysema:
         for centre in frame.points(
             rng, rng.integers(5, 30), np.clip(frame.z + 90, 1, 200) * frame.lung
         ):
@@ -180,38 +180,39 @@ def nodules(rng, frame):
     return np.stack([point, point + np.array((0, 0, 0.5, 0))], axis=1).astype(np.float32)
 
 
-def lesion_preference(rng, frame, category):
-    """Where COVID-19 goes first: peripheral, posterior, basal patches in both lungs."""
-    weight = np.exp(-frame.depth / 14) * (0.12 + np.clip((frame.y + 40) / 110, 0, 1) ** 1.5)
-    weight = weight * np.interp(frame.z, [-180, -60, 110], [1, 0.6, 0.15]) * frame.lung
+def lesion_preference(rng, frame, category, site):
+    """Where COVID-19 goes first: patches in both lungs, at home peripheral, posterior, basal."""
+    weight = np.exp(-frame.depth / site.rim[0])
+    weight = weight * (site.front + np.clip((frame.y + 40) / 110, 0, 1) ** 1.5)
+    weight = weight * np.interp(frame.z, [-180, -60, 110], site.heights) * frame.lung
     low, high = {"CT-1": (5, 10), "CT-2": (9, 16), "CT-3": (12, 22), "CT-4": (16, 26)}[category]
     preference = np.full(frame.shape, -9, np.float32)
-    n_patches = int(rng.integers(low, high))
+    n_patches = int(rng.integers(low, high) * site.n_foci)
     for number in range(n_patches):
         half = weight * (frame.x * (-1) ** number > 0)
         centre = frame.points(rng, 1, half if half.any() else weight)[0]
-        radii = np.array((1, 1, 1.2)) * rng.uniform(15, 38) * rng.uniform(0.75, 1.3, 3)
+        radii = np.array((1, 1, 1.2)) * rng.uniform(*site.radius) * rng.uniform(0.75, 1.3, 3)
         np.maximum(preference, 1 - frame.distance(centre, radii), out=preference)
-    preference -= np.maximum(frame.depth, 0) / 50
+    preference -= np.maximum(frame.depth, 0) / site.rim[1]
     return preference + 0.2 * frame.noise(rng, 24) + 0.11 * frame.noise(rng, 10)
 
 
 class Lesions:
     """Lesions of one study: where they are, and how they change the lung's HU slice by slice."""
 
-    def __init__(self, rng, frame, category, lung):
+    def __init__(self, rng, frame, category, lung, site):
         """lung: (D, H, W) bool. The extent is set so that the class's share of it is involved."""
         self.matrix = lung.shape[1]
-        self.field = lesion_preference(rng, frame, category)
+        self.field = lesion_preference(rng, frame, category, site)
         fraction = rng.uniform(*INVOLVED[category])
         inside = [stretch(f, self.matrix)[m] for f, m in zip(self.field, lung, strict=True)]
         inside = np.concatenate(inside)
         self.level = np.quantile(inside, 1 - fraction)
-        core = np.quantile(inside, 1 - fraction * rng.choice([0.06, 0.12, 0.22]))
+        core = np.quantile(inside, 1 - fraction * rng.choice(site.dense_share))
         self.core = max(core, self.level + 0.2)
-        self.soft = rng.uniform(0.04, 0.1)
+        self.soft = rng.uniform(*site.edge)
         self.clumps = 0.16 * frame.noise(rng, 12)
-        self.opacity = rng.uniform(220, 370) * (
+        self.opacity = rng.uniform(*site.opacity) * (
             1 + 0.16 * frame.noise(rng, 45) + 0.06 * frame.noise(rng, 7)
         )
         lines = np.clip(1 - np.abs(frame.noise(rng, 9)) / 0.35, 0, 1)

@@ -73,6 +73,7 @@ class Patient:
     bone: float
     wall: np.ndarray  # (4, angles) small individual waves of the chest wall
     parts: list  # (cone (2, 4) or ball (7,), HU, role) of the inner organs, in order of painting
+    arms_down: bool = False  # beside the chest; else above the head, out of the picture
 
 
 class Plane:
