@@ -2,14 +2,18 @@
 
 import json
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from helpers.course import runs, sources
 from helpers.ct.cohort import CohortError
+from helpers.learn import features, networks, training
 from helpers.scores.metrics import Interval
 
 
@@ -66,6 +70,64 @@ def test_wrong_names_are_refused_in_words(tmp_path):
         runs.prepare(str(tmp_path), "tiny", tmp_path)
     with pytest.raises(ValueError, match="PROFILE"):
         runs.prepare("phantom", "huge", tmp_path)
+
+
+@pytest.fixture(scope="module")
+def elsewhere(made):
+    return runs.prepare("phantom-elsewhere", "tiny", made[0] / "data")
+
+
+def test_frozen_features_are_kept_beside_the_cache(made, monkeypatch):
+    _, data = made
+    found = runs.inputs(data, "frozen")
+    assert found.shape == (16, 16, 2560) and found.dtype == np.float16
+    cache = Path(data.volumes.filename).parent
+    assert len([*cache.glob("features-*/*.npy")]) == 16
+    monkeypatch.setattr(features, "encode_slices", lambda *_, **__: 1 / 0)
+    assert np.array_equal(runs.inputs(data, "frozen"), found)
+    assert runs.inputs(data, "bilstm") is data.volumes
+    turned = replace(data, table=data.table[::-1])
+    assert np.array_equal(runs.inputs(turned, "frozen"), found[::-1])
+    assert np.array_equal(runs.inputs(turned, "cnn3d"), data.volumes[::-1])
+
+
+def test_every_scan_is_predicted_by_networks_that_have_not_seen_its_patient(
+    made, elsewhere, tmp_path
+):
+    _, data = made
+    table, outside = runs.cross_validate(data, "frozen", tmp_path, elsewhere, n_views=1)
+    assert table.study.tolist() == data.table.study.tolist()
+    assert np.array_equal(table.probability, table["seed 0"]) and len(outside) == 16
+    for column in (table.probability, outside.probability):
+        assert column.between(0, 1).all() and column.std() > 0
+    kept = pd.read_csv(next(tmp_path.glob("frozen-*-folds-1views/predictions.csv")))
+    np.testing.assert_allclose(kept.probability, table.probability)
+    again, nothing = runs.cross_validate(data, "frozen", tmp_path, n_views=1)
+    assert again.equals(table) and nothing is None
+
+
+def test_fine_tuning_begins_with_what_was_learned_behind_the_frozen_encoder(made, tmp_path):
+    _, data = made
+    frozen, _ = runs.train(data, "frozen", runs_dir=tmp_path)
+    begun, fit = {}, training.fit
+
+    def look(model, *arguments, **options):
+        if model.encoder is None:
+            return fit(model, *arguments, **options)
+        begun.update({name: value.clone() for name, value in model.state_dict().items()})
+        return pd.DataFrame()
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(training, "fit", look)
+        model, _ = runs.train(data, "finetuned", runs_dir=tmp_path)
+    for name, value in frozen.state_dict().items():
+        assert torch.equal(begun[name], value), name
+    published = networks.Lite0Encoder().state_dict()
+    assert all(torch.equal(begun[f"encoder.{name}"], w) for name, w in published.items())
+    kept = [p.requires_grad for p in model.encoder.parameters()]
+    assert kept.index(True) > 10 and all(kept[kept.index(True) :])
+    _, history = runs.train(data, "finetuned", runs_dir=tmp_path)
+    assert len(history) == 1 and np.isfinite(history.train_loss).all()
 
 
 def test_a_trained_model_is_loaded_and_predicts_the_same(made, tmp_path):

@@ -1,5 +1,6 @@
 """Features of slices computed once, and trainings that begin with them."""
 
+import zlib
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 
@@ -11,7 +12,7 @@ from helpers.learn import features as features_module
 from helpers.learn.augmentation import SequenceAugmentation, augment
 from helpers.learn.devices import Scans
 from helpers.learn.features import cross_validate, encode_scans, folds, train_fold
-from helpers.learn.networks import BiLSTMClassifier, SliceEncoder
+from helpers.learn.networks import BiLSTMClassifier, SliceEncoder, adjacent_slices
 from helpers.learn.prediction import predict
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -262,6 +263,42 @@ def test_any_executor_gives_the_same_features(volumes, encoder, tmp_path):
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         found = encode_scans(encoder, volumes, "", pool, device="cpu", precision="fp32")
     np.testing.assert_allclose(found, expected[:5], atol=2e-3, rtol=2e-3)
+
+
+def test_a_view_is_one_random_change_of_every_scan(volumes, encoder, tmp_path):
+    options = {"device": "cpu", "precision": "fp32"}
+    plain, one, two = (
+        encode_scans(encoder, volumes, tmp_path, view=k, **options) for k in range(3)
+    )
+    assert len([*tmp_path.glob("features-*")]) == 3
+    for a, b in ((plain, one), (plain, two), (one, two)):
+        assert all(np.abs(x.astype(float) - y).max() > 0.05 for x, y in zip(a, b, strict=True))
+    assert np.array_equal(encode_scans(encoder, volumes[3:4], view=1, **options)[0], one[3])
+    seed = zlib.crc32(volumes[3].tobytes()) + 1
+    scan = torch.from_numpy(volumes[3:4]).float() / 255
+    changed = augment(scan, torch.Generator().manual_seed(seed))
+    with torch.inference_mode():
+        expected = encoder(adjacent_slices(changed)[0])
+    np.testing.assert_allclose(one[3], expected, atol=2e-3, rtol=2e-3)
+
+
+def test_views_are_trained_on_and_never_those_of_the_held_out_fold(cohort, tmp_path):
+    features, labels, patients = cohort
+    fold_of = folds(labels, patients, 4)
+    options = {"epochs": 2, "batch_size": 8, "device": "cpu", "learning_rate": 1e-2}
+
+    def run(name, view):
+        data = (small, features, labels, fold_of, 1, tmp_path / name, 0, [view])
+        return train_fold(*data, **options)[1]
+
+    view = features + np.float16(0.1)
+    found = run("one", view)
+    hidden, seen = view.copy(), view.copy()
+    hidden[fold_of == 1] = 9
+    seen[fold_of == 2] = 9
+    assert found.shape == (sum(fold_of == 1),)
+    assert np.array_equal(run("two", hidden), found)
+    assert not np.array_equal(run("three", seen), found)
 
 
 def test_features_that_are_not_finite_in_one_line(volumes, encoder, tmp_path):

@@ -88,11 +88,11 @@ def prepare(
     )
 
 
-def inputs(data: CourseData, which="frozen", executor=None) -> np.ndarray:
+def inputs(data: CourseData, which="frozen", executor=None, view=0) -> np.ndarray:
     """What a model of MODELS is trained on, in the order of `data.table`.
 
     Volumes (N, D, H, W), or for "frozen" the features of their slices (N, D, F), computed once and
-    kept beside the cohort's cache (`features.encode_scans`, which takes the executor).
+    kept beside the cohort's cache (`features.encode_scans`, which takes executor and view).
     """
     rows, volumes = data.table.row.to_numpy(), data.volumes
     if len(rows) != len(volumes) or (rows != np.arange(len(rows))).any():
@@ -103,7 +103,7 @@ def inputs(data: CourseData, which="frozen", executor=None) -> np.ndarray:
 
     cache = Path(data.volumes.filename).parent
     had = len([*cache.glob("features-*/*.npy")])
-    found = features.encode_scans(networks.Lite0Encoder(), volumes, cache, executor)
+    found = features.encode_scans(networks.Lite0Encoder(), volumes, cache, executor, view=view)
     if data.mirror and len([*cache.glob("features-*/*.npy")]) > had:
         Keeper(cache.parents[1], data.mirror)()
     return found
@@ -199,21 +199,24 @@ def predictions(data: CourseData, which="bilstm", seed=0, runs_dir="runs") -> pd
     return table
 
 
-def cross_validate(data: CourseData, which="frozen", runs_dir="runs", elsewhere=None):
+def cross_validate(data: CourseData, which="frozen", runs_dir="runs", elsewhere=None, n_views=0):
     """Predict every study by networks that have not seen its patient: folds by patient x seeds.
 
     which: one of MODELS. elsewhere: CourseData of another cohort, of which nothing is trained or
-    chosen. Returns the table with `probability`, the mean over the seeds, and one column for each
-    seed ("seed 0"); and the table of `elsewhere` with the mean of all networks, or None. Finished
-    trainings are loaded from `runs_dir`/<model>-<cohort>-<profile>-<task>-folds.
+    chosen. n_views: for "frozen", of how many random changes of every scan the features are trained
+    on as well; each takes as long as the first features. Returns the table with `probability`, the
+    mean over the seeds, and one column for each seed ("seed 0"); and the table of `elsewhere` with
+    the mean of all networks, or None. Finished trainings are loaded from
+    `runs_dir`/<model>-<cohort>-<profile>-<task>-folds.
     """
     from helpers.learn import features, prediction
 
     name = f"{data.run_name.rpartition('-')[0]}-folds"
+    name += f"-{n_views}views" if n_views else ""
     run_dir = Path(runs_dir).expanduser() / f"{which}-{name}"
     seeds = tuple(range(data.profile.n_seeds))
     if which == "finetuned":
-        cross_validate(data, "frozen", runs_dir)
+        cross_validate(data, "frozen", runs_dir, n_views=n_views)
 
     def make_model(seed, fold):
         model = new_model(which, data.profile, seed)
@@ -233,6 +236,7 @@ def cross_validate(data: CourseData, which="frozen", runs_dir="runs", elsewhere=
         data.profile.n_folds,
         seeds,
         None if elsewhere is None else inputs(elsewhere, which),
+        [inputs(data, which, view=view) for view in range(1, n_views + 1)],
         **options_of(which, data.profile),
     )
     by_seed = {f"seed {seed}": probability for seed, probability in zip(seeds, each, strict=True)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from helpers.learn import training
-from helpers.learn.augmentation import SequenceAugmentation
+from helpers.learn.augmentation import SequenceAugmentation, augment
 from helpers.learn.checkpoints import fingerprint
 from helpers.learn.devices import Scans, autocast, has_bf16, pick_device, pick_precision
 from helpers.learn.networks import adjacent_slices, usual_chunk
@@ -29,6 +29,7 @@ def encode_scans(
     executor: Executor | None = None,
     device: str = "auto",
     precision: str = "auto",
+    view: int = 0,
 ) -> np.ndarray:
     """Features of every slice of every scan: float16 (N, D, F).
 
@@ -40,8 +41,9 @@ def encode_scans(
     folder: where they are kept, a file for each scan, named after what is in the scan; a folder for
     each encoder and precision. What is there is not computed again, so an interrupted call goes on,
     and a changed scan is encoded anew. executor: any of concurrent.futures, whose workers take one
-    thread each; by default this process takes all cores. ValueError for features that are not
-    finite.
+    thread each; by default this process takes all cores. view: 0 for the scans as they are; each
+    other number stands for one random change of every scan (`augment`). ValueError for features
+    that are not finite.
     """
     used = pick_device(device)
     if precision == "auto" and (used.type == "cuda" or has_bf16()):
@@ -51,12 +53,13 @@ def encode_scans(
     if folder:
         weights = fingerprint(*(value.cpu().numpy() for value in encoder.state_dict().values()))
         name = f"features-{weights}{zlib.crc32(repr(encoder).encode()):08x}-{precision}"
+        name += f"-view{view}" if view else ""
         kept = [Path(folder) / name / f"{fingerprint(volume)}.npy" for volume in volumes]
     found: list = [_read(path, volumes.shape[1]) for path in kept or []] or [None] * len(volumes)
     todo = [row for row in range(len(volumes)) if found[row] is None]
     together = max(1, 64 // volumes.shape[1])
     groups = [todo[first : first + together] for first in range(0, len(todo), together)]
-    encode = partial(encode_slices, encoder, device=str(used), precision=precision)
+    encode = partial(encode_slices, encoder, device=str(used), precision=precision, view=view)
     with progress(total=len(todo), desc="features", unit="scan", disable=not todo) as bar:
         for rows, answer in zip(groups, _answers(encode, volumes, groups, executor), strict=True):
             if not np.isfinite(answer).all():
@@ -73,13 +76,17 @@ def encode_scans(
 
 
 def encode_slices(
-    encoder: nn.Module, volumes: np.ndarray, device: str, precision: str
+    encoder: nn.Module, volumes: np.ndarray, device: str, precision: str, view: int = 0
 ) -> np.ndarray:
     """Features of all slices of a few scans, uint8 (n, D, H, W), at once: float16 (n, D, F)."""
     used = torch.device(device)
     encoder = encoder.to(used).eval()
     with torch.inference_mode(), autocast(used, precision):
         scans = Scans(volumes, used).take(np.arange(len(volumes)))
+        if view:  # each changed by what is in it, whichever scans it comes with
+            seeds = [(zlib.crc32(np.ascontiguousarray(v)) + view) % 2**32 for v in volumes]
+            each = (torch.Generator().manual_seed(seed) for seed in seeds)
+            scans = torch.cat([augment(s[None], g) for s, g in zip(scans, each, strict=True)])
         images = adjacent_slices(scans).flatten(0, 1)
         chunk = 2 * usual_chunk(used, checkpoint=False)
         seen = torch.cat([encoder(part) for part in images.split(chunk)]).half()
@@ -150,21 +157,26 @@ def train_fold(
     fold: int,
     run_dir: str | Path,
     seed: int = 0,
+    views: Sequence[np.ndarray] = (),
     **options,
 ) -> tuple[nn.Module, np.ndarray]:
     """Train without one fold; returns the network and its probability for the fold's scans.
 
     make_model: (seed, fold) to a new network. data: volumes or features, as `fit` takes them.
-    options: passed on to `fit`; features are augmented by SequenceAugmentation unless they say
-    otherwise. The weights of the last epoch are taken, so the fold that is predicted decides
-    nothing, although the history shows its loss.
+    views: the same scans changed, to train on as well; the fold is predicted as it is. options:
+    passed on to `fit`; features are augmented by SequenceAugmentation unless they say otherwise.
+    The weights of the last epoch are taken, so the fold that is predicted decides nothing, although
+    the history shows its loss.
     """
     model = make_model(seed, fold)
-    rows, held_out = np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
+    held_out, all_data = np.flatnonzero(fold_of == fold), data
+    rows = np.flatnonzero(np.tile(fold_of, 1 + len(views)) != fold)
+    if len(views):
+        all_data, labels = np.concatenate([data, *views]), np.tile(labels, 1 + len(views))
     options = {"patience": options.get("epochs", 30), "keep": "last", **options}
     if data.ndim == 3:
         options = {"augment": SequenceAugmentation(), **options}
-    training.fit(model, data, labels, rows, held_out, run_dir, seed=seed, **options)
+    training.fit(model, all_data, labels, rows, held_out, run_dir, seed=seed, **options)
     (Path(run_dir) / "best.pt").unlink(missing_ok=True)  # nobody asks for it here
     device, precision = options.get("device", "auto"), options.get("precision", "auto")
     return model, predict(model, data, held_out, device=device, precision=precision)[0]
@@ -179,6 +191,7 @@ def cross_validate(
     n_folds: int = 5,
     seeds: tuple[int, ...] = (0, 1, 2),
     outside: np.ndarray | None = None,
+    views: Sequence[np.ndarray] = (),
     **options,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Predict every scan by networks that have not seen its patient.
@@ -187,8 +200,8 @@ def cross_validate(
     fold (`train_fold`), so there are n_folds * len(seeds) trainings; a finished one is loaded from
     `run_dir`. Returns the probability of every scan by each seed, (len(seeds), N), and the mean
     probability by all networks of the scans in `outside`, (n,), which are of another cohort; None
-    without them. What is reported of the cohort itself is the mean over the seeds, with an interval
-    by patient.
+    without them. views: see `train_fold`. What is reported of the cohort itself is the mean over
+    the seeds, with an interval by patient.
     """
     found, elsewhere = np.empty((len(seeds), len(labels))), []
     jobs = [(k, fold) for k in range(len(seeds)) for fold in range(n_folds)]
@@ -196,7 +209,7 @@ def cross_validate(
     for k, fold in progress(jobs, desc="folds", unit="training"):
         model, probability = train_fold(
             *(make_model, data, labels, fold_of[k], fold),
-            *(Path(run_dir) / f"seed{seeds[k]}-fold{fold}", seeds[k]),
+            *(Path(run_dir) / f"seed{seeds[k]}-fold{fold}", seeds[k], views),
             **options,
         )
         found[k, fold_of[k] == fold] = probability
