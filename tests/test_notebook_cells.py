@@ -67,6 +67,7 @@ def say(external, capsys):
         "model": None,
         "data": SimpleNamespace(profile=SimpleNamespace(size=(16, 48, 48))),
         "prediction": SimpleNamespace(predict=lambda *_: (np.array([0.25]), None)),
+        "features": SimpleNamespace(encode_scans=lambda *_: None),
     }
     exec(cell.source, space)
     return [line["study"] for line in space["outside"]], capsys.readouterr().out

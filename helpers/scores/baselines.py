@@ -70,17 +70,6 @@ def logistic_regression(features, labels, seed=0, patients=None) -> Pipeline:
     return search.fit(features, labels, groups=patients).best_estimator_
 
 
-def histogram_baseline(
-    train_volumes, train_labels, volumes, bins=32, seed=0, patients=None
-) -> tuple[Pipeline, np.ndarray]:
-    """Logistic regression on `hu_histogram`; returns it, and the probability of COVID (N,).
-
-    Fits on the training volumes (of these patients) and predicts `volumes`.
-    """
-    best = logistic_regression(hu_histogram(train_volumes, bins), train_labels, seed, patients)
-    return best, best.predict_proba(hu_histogram(volumes, bins))[:, 1]
-
-
 def published_results() -> pd.DataFrame:
     """Published scores, with the specificity and balanced accuracy that they imply.
 
