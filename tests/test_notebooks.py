@@ -37,6 +37,16 @@ def test_11_does_without_dask(tmp_path):
     assert not [o for o in outputs if o.get("name") == "stderr"]
 
 
+def test_10_pre_trains_from_imagenet_as_self_trans_did(tmp_path):
+    (file,) = [file for file in FILES if file.name.startswith("10")]
+    runner.execute(file, tmp_path / "out.ipynb", {"PROFILE": "tiny", "NETWORK": "lite0"}, tmp_path)
+    found = results(tmp_path / "runs", "10")
+    assert {"ImageNet, official", "ImageNet, then MoCo, clean"} <= set(found["scores"])
+    assert [*(tmp_path / "runs").glob("moco-lite0-imagenet-*/last.pt")]
+    probes = {name: line["linear probe"] for name, line in found["probe"].items()}
+    assert probes["random network"] == probes["ImageNet, Lite0"] != probes["pre-trained"]
+
+
 @pytest.mark.skipif(CHROMIUM is not None, reason="test_browser opens each notebook first")
 @every_notebook
 def test_alone_in_an_empty_folder(file, tmp_path):
