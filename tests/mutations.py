@@ -204,7 +204,8 @@ FAULTS = {
             ("scatter(1, order, attention)", "scatter(1, order.flip(1), attention)"),
             ("(images - 0.498) / 0.502", "images / 0.502"),
             ("nn.init.zeros_(self.layers[-1].weight)", "pass"),
-            ("self.standardise(features).unflatten", "features.unflatten"),
+            ("self.project(self.standardise(features))", "self.project(features)"),
+            ("side := min(images.shape[2:])", "side := max(images.shape[2:])"),
             ("whole = self.kernel - (2 if", "whole = self.kernel - (1 if"),
             (
                 "maps + self.layers(maps) if self.has_shortcut",
@@ -215,8 +216,14 @@ FAULTS = {
     "learn/features.py": (
         "features",
         [
-            ("np.flatnonzero(fold_of != fold)", "np.flatnonzero(fold_of >= 0)"),
+            ("1 + len(views)) != fold)", "1 + len(views)) >= 0)"),
             ("shuffle=True, ", ""),
+            ("found[row] is None]", "True]"),
+            ("{fingerprint(volume)}.npy", "{fingerprint(volume[0])}.npy"),
+            ("found[k, fold_of[k] == fold]", "found[k, fold_of[0] == fold]"),
+            ("and np.isfinite(features).all()", "and True"),
+            ("volumes[groups[k + n_ahead]]", "volumes[groups[k]]"),
+            ("zlib.crc32(np.ascontiguousarray(v)) + view", "view"),
         ],
     ),
     "learn/devices.py": (
