@@ -16,7 +16,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 from helpers.course import images, sources
 from helpers.covidct import audit, covid_ct
-from helpers.learn import prediction, training
+from helpers.learn import networks, prediction, training
 from helpers.learn.augmentation import PUBLISHED
 from helpers.phantom import covidct_twin
 
@@ -138,8 +138,100 @@ def test_a_slice_that_is_no_image_is_named_in_one_line(tmp_path, content):
 
 def test_a_folder_without_slices_is_refused(tmp_path):
     for folder in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(covid_ct.CovidCTError, match="no folder with PNG images"):
+        with pytest.raises(covid_ct.CovidCTError, match="no folder with PNG or JPEG images"):
             images.read_slices(folder, 32)
+
+
+@pytest.mark.parametrize("others", ["non-COVID", "NonCOVID"])
+def test_another_collection_is_read_with_its_labels(tmp_path, others):
+    rng, pictures = np.random.default_rng(0), {}
+    for name, n in (("COVID", 2), (others, 3)):
+        (tmp_path / name).mkdir()
+        for k in range(n):
+            pictures[name, k] = rng.integers(0, 256, (20, 30), dtype=np.uint8)
+            Image.fromarray(pictures[name, k]).save(tmp_path / name / f"{k}.png")
+    found, labels = images.read_elsewhere(tmp_path, 40)
+    assert found.shape == (5, 1, 40, 40) and found.dtype == np.uint8
+    assert labels.tolist() == [1, 1, 0, 0, 0]
+    for square, picture in zip(found[:, 0], pictures.values(), strict=True):
+        np.testing.assert_array_equal(square, covid_ct.letterbox(picture, (40, 40)))
+
+
+def test_jpeg_is_read_as_well(tmp_path):
+    for name in ("COVID", "non-COVID"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (50, 50), 100).save(tmp_path / name / "a.JPG", "JPEG")
+    assert np.abs(images.read_elsewhere(tmp_path, 32)[0].astype(int) - 100).max() < 3
+
+
+@pytest.mark.parametrize("there", [(), ("COVID",), ("non-COVID",), ("NonCOVID", "non-COVID")])
+def test_a_missing_class_folder_is_one_line(tmp_path, there):
+    for name in there:
+        (tmp_path / name).mkdir()
+        Image.new("L", (50, 50)).save(tmp_path / name / "a.png")
+    with pytest.raises(covid_ct.CovidCTError, match="COVID and non-COVID") as caught:
+        images.read_elsewhere(tmp_path, 32)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_class_folder_is_one_line(tmp_path):
+    for name in ("COVID", "non-COVID"):
+        (tmp_path / name).mkdir()
+    Image.new("L", (50, 50)).save(tmp_path / "COVID" / "a.png")
+    with pytest.raises(covid_ct.CovidCTError, match="non-COVID: no folder with PNG") as caught:
+        images.read_elsewhere(tmp_path, 32)
+    assert "\n" not in str(caught.value)
+
+
+def test_frozen_features_are_the_encoders_and_are_kept(made, tmp_path, monkeypatch):
+    pictures = made[1].images[:3]
+    found = images.frozen_features(pictures, tmp_path)
+    encoder = networks.Lite0Encoder().eval()
+    with torch.inference_mode():
+        expected = encoder(torch.from_numpy(pictures).float() / 255).numpy()
+    assert found.shape == (3, 2560) and found.dtype == np.float32
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.99  # bf16
+    assert len([*tmp_path.glob("*/*.npy")]) == 3
+    monkeypatch.setattr(networks.Lite0Encoder, "forward", None)  # nobody asks it again
+    np.testing.assert_array_equal(images.frozen_features(pictures, tmp_path), found)
+    assert images.frozen_features(pictures[:0]).shape == (0, 2560)
+
+
+def test_a_probe_learns_from_the_training_part_alone(made, monkeypatch):
+    """Of features that give the label away, but turned round outside the training part."""
+    _, data = made
+    side = np.where(np.isin(np.arange(len(data.labels)), data.rows("train", "clean")), 1, -1)
+    seen = np.random.default_rng(0).normal(size=(len(side), 8)).astype(np.float32)
+    seen[:, 0] += 4 * side * (2 * data.labels - 1)
+    monkeypatch.setattr(images, "frozen_features", lambda pictures, folder="": seen)
+    probability, model = images.probe(data, "clean")
+    train, test = data.rows("train", "clean"), data.rows("test", "clean")
+    assert roc_auc_score(data.labels[train], probability[train]) > 0.95
+    assert roc_auc_score(data.labels[test], probability[test]) < 0.1
+    np.testing.assert_array_equal(model.predict_proba(seen)[:, 1], probability)
+
+
+def test_only_the_last_blocks_of_lite0_are_trained(made, tmp_path):
+    _, data = made
+    before = images.new_model("lite0", data.profile, 0).state_dict()
+    model, history = images.train(data, "lite0", "fine-tuning", "official", 0, tmp_path)
+    assert len(history) == data.profile.finetuning_epochs == 1
+    after = model.cpu().state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    blocks = {int(name.split(".")[2]) for name in changed if name.startswith("encoder.maps.")}
+    n_blocks = len(model.encoder.maps)
+    assert blocks == set(range(n_blocks - 6, n_blocks)) and "head.weight" in changed
+
+
+def test_other_pictures_are_answered_for(made):
+    _, data = made
+    model = images.new_model("small", data.profile, 0)
+    torch.nn.init.normal_(model.head.weight, std=3.0)
+    whole = images.probabilities(data, model)
+    np.testing.assert_allclose(
+        images.probabilities(data, model, data.images[5:9]), whole[5:9], atol=1e-6
+    )
+    assert images.probabilities(data, model, data.images[:0]).shape == (0,)
 
 
 def test_recipes():

@@ -19,13 +19,14 @@ from PIL import Image
 
 from helpers.course import sources
 from helpers.covidct import audit, covid_ct
-from helpers.learn import networks, prediction, training
+from helpers.learn import features, networks, prediction, training
 from helpers.learn.augmentation import PUBLISHED
 from helpers.learn.checkpoints import fingerprint
-from helpers.scores import metrics
+from helpers.scores import baselines, metrics
 from helpers.storage.files import is_system_file, write_whole
 
 NETWORKS = {"small": "small CNN", "densenet169": "DenseNet169", "lite0": "EfficientNet-Lite0"}
+CLASS_FOLDERS = {"COVID": 1, "non-COVID": 0, "NonCOVID": 0}
 SPLITS = {"official": "part", "clean": "clean_part"}
 COURSE = {"learning_rate": 1e-3, "weight_decay": 0.05, "batch_size": 32}
 COURSE |= {"augment": PUBLISHED, "keep": "last"}
@@ -45,7 +46,7 @@ RECIPES = {
         "keep": "best",
     },
     "course": COURSE,
-    "fine-tuning": COURSE | {"learning_rate": 2e-4, "epochs": 12, "patience": 12},
+    "fine-tuning": COURSE | {"learning_rate": 2e-4},
 }
 
 
@@ -117,19 +118,21 @@ def prepare(images="phantom", profile="quick", data_dir="data", seed=0, size=0) 
 
 
 def read_slices(folder, size: int) -> np.ndarray:
-    """The PNG images of a folder, for learning without labels: uint8 (N, size, size).
+    """The images of a folder, for learning without labels: uint8 (N, size, size).
 
-    Grey and letterboxed, in the order of their names. CovidCTError for a folder without any, and
-    for a file that cannot be read.
+    PNG or JPEG, made grey and letterboxed, in the order of their names. CovidCTError for a folder
+    without any, and for a file that cannot be read.
     """
-    listed = sorted(Path(folder).expanduser().glob("*.png"))
-    paths, slices = [path for path in listed if not is_system_file(path.name)], []
+    endings = (".png", ".jpg", ".jpeg")
+    listed = sorted(Path(folder).expanduser().glob("*"))
+    paths = [path for path in listed if path.suffix.lower() in endings]
+    paths, slices = [path for path in paths if not is_system_file(path.name)], []
     if not paths:
-        text = f"{folder}: no folder with PNG images; give another, or none"
+        text = f"{folder}: no folder with PNG or JPEG images; give another, or none"
         raise covid_ct.CovidCTError(text)
     for path in paths:
         try:
-            with Image.open(path, formats=["PNG"]) as image:
+            with Image.open(path, formats=["PNG", "JPEG"]) as image:
                 grey = covid_ct.to_grey(image)
         except Exception as error:  # a damaged file can fail in any way
             reason = " ".join(str(error).split()).split(" '")[0] or type(error).__name__
@@ -139,11 +142,29 @@ def read_slices(folder, size: int) -> np.ndarray:
     return np.stack(slices)
 
 
+def read_elsewhere(folder, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Another collection: uint8 (N, 1, size, size) and its labels (N,), 1 = COVID.
+
+    folder: holds COVID/ and non-COVID/ (or NonCOVID/) with images as `read_slices` takes them.
+    CovidCTError for a folder that is missing or without images, and for a file that is none.
+    """
+    root, found = Path(folder).expanduser(), []
+    for name, label in CLASS_FOLDERS.items():
+        if (root / name).is_dir() and label not in [known for known, _ in found]:
+            found.append((label, read_slices(root / name, size)))
+    if len(found) < 2:
+        text = f"{folder}: must hold the folders COVID and non-COVID; give their parent folder"
+        raise covid_ct.CovidCTError(text)
+    labels = np.repeat([label for label, _ in found], [len(part) for _, part in found])
+    return np.concatenate([part for _, part in found])[:, None], labels
+
+
 def new_model(which: str, profile: sources.ImageProfile, seed=0, imagenet=False):
     """A classifier of grey images, seeded and untrained: a key of NETWORKS.
 
     imagenet: begin DenseNet169 with ImageNet weights, where a hub answers; Lite0 always has them,
-    the small CNN never. ValueError for another name, WeightsError without Lite0's weights.
+    and trains its last blocks only; the small CNN never. ValueError for another name, WeightsError
+    without Lite0's weights.
     """
     _check_name("network", which, NETWORKS)
     with torch.random.fork_rng():
@@ -151,7 +172,9 @@ def new_model(which: str, profile: sources.ImageProfile, seed=0, imagenet=False)
         if which == "small":
             return networks.ImageClassifier(networks.SmallCNN(profile.width))
         if which == "lite0":
-            return networks.ImageClassifier(networks.Lite0Encoder())
+            model = networks.ImageClassifier(networks.Lite0Encoder())
+            model.encoder.maps[:-6].requires_grad_(False)  # edges and grain look the same anywhere
+            return model
         encoder = networks.TorchvisionEncoder(pretrained=imagenet)
         return networks.ImageClassifier(encoder)
 
@@ -193,19 +216,47 @@ def train(
     run_dir = (
         Path(runs_dir).expanduser() / f"{which}-{start}-{recipe}-{split}-{data.run_name}-seed{seed}"
     )
-    epochs = data.profile.epochs[which == "densenet169"]
+    small, dense, _ = data.profile.epochs
+    epochs = {"small": small, "densenet169": dense, "lite0": data.profile.finetuning_epochs}[which]
     options = {"epochs": epochs, "patience": epochs} | RECIPES[recipe] | options
     parts = data.rows("train", split), data.rows("validation", split)
     history = training.fit(model, data.images, data.labels, *parts, run_dir, seed=seed, **options)
     return model, history
 
 
-def probabilities(data: ImageData, model) -> np.ndarray:
-    """Probability of COVID of every image, (N,): the mean over the image and its mirror image."""
-    rows = np.arange(len(data.images))
-    mirrored = np.ascontiguousarray(data.images[..., ::-1])
-    both = [prediction.predict(model, images, rows, 64)[0] for images in (data.images, mirrored)]
+def probabilities(data: ImageData, model, pictures=None) -> np.ndarray:
+    """Probability of COVID of every image, (N,): the mean over the image and its mirror image.
+
+    pictures: uint8 (N, 1, H, W), to be answered for instead of the collection's.
+    """
+    pictures = data.images if pictures is None else pictures
+    rows = np.arange(len(pictures))
+    mirrored = np.ascontiguousarray(pictures[..., ::-1])
+    both = [prediction.predict(model, images, rows, 64)[0] for images in (pictures, mirrored)]
     return np.mean(both, axis=0)
+
+
+def frozen_features(pictures: np.ndarray, folder="") -> np.ndarray:
+    """What EfficientNet-Lite0 sees in each picture, with ImageNet's weights: float32 (N, 2560).
+
+    pictures: uint8 (N, 1, H, W). folder: keeps them, see `features.encode_scans`. WeightsError.
+    """
+    encoder = networks.Lite0Encoder()
+    if not len(pictures):
+        return np.empty((0, encoder.features), np.float32)
+    return features.encode_scans(encoder, pictures, folder)[:, 0].astype(np.float32)
+
+
+def probe(data: ImageData, split="official", seed=0, folder=""):
+    """Frozen features and a logistic regression: probability of every image (N,), and the model.
+
+    Fitted to the training part; model.predict_proba(frozen_features(pictures))[:, 1] answers for
+    other pictures. folder: as for `frozen_features`.
+    """
+    seen, train = frozen_features(data.images, folder), data.rows("train", split)
+    labels, patients = data.labels[train], data.patients[train]
+    model = baselines.logistic_regression(seen[train], labels, seed, patients)
+    return model.predict_proba(seen)[:, 1], model
 
 
 def scores(data: ImageData, probability, split="official", seed=0) -> dict:

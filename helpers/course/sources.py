@@ -16,14 +16,15 @@ class ImageProfile:
     """The sizes for 2-D images.
 
     counts: images of the phantom, COVID and others. size: pixels a side. width: of the small CNN.
-    epochs: of fine-tuning it and DenseNet169 and of pre-training. n_seeds: of the small CNN and of
-    DenseNet169. imagenet: try to get the weights.
+    epochs: of it, of DenseNet169 and of pre-training. finetuning_epochs: of EfficientNet-Lite0.
+    n_seeds: of the small CNN and of DenseNet169. imagenet: try to get DenseNet169's weights.
     """
 
     counts: tuple[int, int]
     size: int
     width: int
     epochs: tuple[int, int, int]
+    finetuning_epochs: int
     n_seeds: tuple[int, int]
     imagenet: bool
 
@@ -53,15 +54,15 @@ class Profile:
 PROFILES = {
     "tiny": Profile(
         *({"CT-0": 8, "CT-2": 6, "CT-3": 2}, 64, (16, 48, 48), 4, 2, 4, 1, 1, 2, 1),
-        ImageProfile((30, 36), 32, 8, (2, 1, 2), (1, 1), imagenet=False),
+        ImageProfile((30, 36), 32, 8, (2, 1, 2), 1, (1, 1), imagenet=False),
     ),
     "quick": Profile(
         *({"CT-0": 60, "CT-2": 44, "CT-3": 16}, 192, (32, 96, 96), 4, 12, 8, 4, 1, 5, 3),
-        ImageProfile((120, 140), 64, 16, (30, 3, 30), (3, 1), imagenet=False),
+        ImageProfile((120, 140), 64, 16, (30, 2, 30), 4, (2, 1), imagenet=False),
     ),
     "full": Profile(
         *({"CT-0": 100, "CT-2": 74, "CT-3": 26}, 512, (64, 256, 256), 4, 40, 64, 40, 4, 5, 3),
-        ImageProfile((349, 397), 224, 32, (60, 20, 100), (3, 3), imagenet=True),
+        ImageProfile((349, 397), 224, 32, (60, 20, 100), 12, (3, 3), imagenet=True),
     ),
 }
 

@@ -33,7 +33,6 @@ from helpers.covidct import covid_ct  # noqa: E402
 from helpers.storage.files import write_whole  # noqa: E402
 
 COLUMNS = ["image", "label", "part", "clean_part", "patient"]
-EXTERNAL = {"COVID": 1, "non-COVID": 0}
 SEED = 2020  # of the phantom cohort, as in the course
 
 
@@ -59,10 +58,13 @@ def pack(path, collection, slices="", external="", pixels=224, profile="full", d
     if slices:
         sets["slices"] = images.read_slices(slices, pixels)
     if external:
-        both = [images.read_slices(Path(external) / name, pixels) for name in EXTERNAL]
-        sets["external"] = np.concatenate(both)
-        labels = np.repeat(list(EXTERNAL.values()), [len(found) for found in both]).tolist()
-    about = {"caption": data.caption, "run_name": data.run_name, "external_labels": labels}
+        outside, labels = images.read_elsewhere(external, pixels)
+        sets["external"] = outside[:, 0]
+    about = {
+        "caption": data.caption,
+        "run_name": data.run_name,
+        "external_labels": [*map(int, labels)],
+    }
     with zipfile.ZipFile(packed := io.BytesIO(), "w") as archive:
         archive.writestr("about.json", json.dumps(about))
         archive.writestr("labelled.csv", data.table[COLUMNS].to_csv(index=False))

@@ -15,16 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from helpers.course import images
 from helpers.learn import features, moco
-from helpers.learn.devices import autocast, pick_device, pick_precision
-from helpers.learn.networks import BiLSTMClassifier, Lite0Encoder, SmallCNN
-from helpers.learn.prediction import predict
+from helpers.learn.networks import BiLSTMClassifier, SmallCNN
 from helpers.storage.processes import start_workers
 from tests.benchmarks import gpu_data
 
@@ -120,7 +114,7 @@ def train_images(folder, profile, sizes, network, start, split, seed, recipe="co
         "seconds": time.perf_counter() - started,
         "epochs": len(history),
         "probability": images.probabilities(held.data, model).round(6).tolist(),
-        "external": answers(model, held.external),
+        "external": images.probabilities(held.data, model, held.external).round(6).tolist(),
         "peak_gb": peak_gb(),
     }
 
@@ -143,42 +137,19 @@ def pretrain(folder, profile, sizes):
 
 
 def probe(folder, profile, sizes, split):
-    """Frozen features of ImageNet and a logistic regression, nothing trained on the GPU."""
+    """Frozen features of ImageNet and a logistic regression."""
     held = read_images(folder, profile)
     started = time.perf_counter()
-    seen = [encode_images(squares) for squares in (held.data.images, held.external)]
-    seconds = time.perf_counter() - started
-    train = held.data.rows("train", split)
-    model = GridSearchCV(
-        make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)),
-        {"logisticregression__C": [1e-4, 1e-3, 1e-2, 1e-1, 1.0]},
-        scoring="roc_auc",
-        cv=StratifiedGroupKFold(5, shuffle=True, random_state=0),
-    )
-    model.fit(seen[0][train], held.data.labels[train], groups=held.data.patients[train])
-    found = [model.predict_proba(f)[:, 1].round(6).tolist() if len(f) else [] for f in seen]
-    return {"seconds": seconds, "epochs": 0, "probability": found[0], "external": found[1]}
-
-
-def encode_images(squares, batch=64):
-    """Lite0's features of uint8 images (N, 1, H, W): float32 (N, F)."""
-    device = pick_device()
-    encoder = Lite0Encoder().to(device).eval()
-    found = [np.empty((0, encoder.features), np.float32)]
-    with torch.inference_mode(), autocast(device, pick_precision(device)):
-        for first in range(0, len(squares), batch):
-            part = torch.from_numpy(squares[first : first + batch]).to(device).float() / 255
-            found.append(encoder(part).float().cpu().numpy())
-    return np.concatenate(found)
-
-
-def answers(model, squares):
-    """Mean probability of the images and their mirror images; [] without images."""
-    if not len(squares):
-        return []
-    rows = np.arange(len(squares))
-    both = [predict(model, s, rows, 64)[0] for s in (squares, squares[..., ::-1].copy())]
-    return np.mean(both, axis=0).round(6).tolist()
+    probability, model = images.probe(held.data, split)
+    external = []
+    if len(held.external):
+        external = model.predict_proba(images.frozen_features(held.external))[:, 1]
+    return {
+        "seconds": time.perf_counter() - started,
+        "epochs": 0,
+        "probability": probability.round(6).tolist(),
+        "external": np.round(external, 6).tolist(),
+    }
 
 
 def read_images(folder, profile):
