@@ -100,6 +100,10 @@ SCORES = np.array([0.0, 1.0, -1.0, 2.0])
         ("f1_of_covid", (81 / 98,), "sensitivity"),
         ("f1_of_covid", (172 / 203,), "TP = 81"),
         ("f1_of_covid", (160 / 191,), "TP = 81"),
+        ("experiment", ("a",), "Another seed"),
+        ("experiment", ("C",), "asks about the scanner"),
+        ("experiment", ("d",), "change together"),
+        ("experiment", (3,), "one of the letters"),
         ("loss_of_guessing", (0.693147,), "two answers"),
         ("loss_of_guessing", (np.log(512),), "counts too"),
         ("loss_of_guessing", (1 / 513,), "logarithm"),
@@ -213,6 +217,12 @@ def f1_of_scikit_learn():
     return (f1_score(truth, np.repeat([1, 0, 1, 0], [81, 17, 14, 91])),)
 
 
+def experiment_that_changes_the_others_alone():
+    """Of what each experiment changes between the two judgements that it compares."""
+    changes = {"a": {"seed"}, "b": {"others"}, "c": {"picture"}, "d": {"others", "scanner"}}
+    return ([letter for letter, what in changes.items() if what == {"others"}][0],)
+
+
 def steps_to_half_new():
     """How often MoCo's slow network follows a fast one until it has come half-way."""
     encoder = nn.Linear(1, 1)
@@ -258,6 +268,7 @@ FOLLOWS = {
     "8.2": ("accuracy_without_copies", lambda: (np.repeat([1, 0], [168, 35])[2:].mean(),)),
     "9.1": ("black_rows", black_rows),
     "9.2": ("f1_of_covid", f1_of_scikit_learn),
+    "9.3": ("experiment", experiment_that_changes_the_others_alone),
     "10.1": ("loss_of_guessing", lambda: (cross_entropy(torch.zeros(1, 513), RIGHT).item(),)),
     "10.2": ("half_life", steps_to_half_new),
     "11.1": ("loss_of_shares", lambda: (np.mean([0.6, 0.6, 0.6, 1.0]),)),

@@ -204,6 +204,21 @@ def check_f1_of_covid(f1):
     return numeric(f1, 162 / 193, hint, "The same calls: .854 became .839.", slips)
 
 
+def check_experiment(letter):
+    """9.3: the experiment that blames the negatives and not the scanner."""
+    if not answer(letter):
+        return None
+    hints = {
+        "a": "Another seed changes neither: ask what the two collections differ in.",
+        "c": "That changes the picture, not who the others are: it asks about the scanner.",
+        "d": "Then scanner and others change together, and either may be the reason.",
+    }
+    found = str(letter).strip().lower()
+    hint = hints.get(found, "Give one of the letters, as text: for example 'a'.")
+    praise = "One thing changes, and no other scanner comes in: the AUC went from .68 to .29."
+    return verdict(found == "b", praise, hint)
+
+
 def check_loss_of_guessing(loss):
     """10.1: the loss when one right and 512 wrong keys are all equally similar."""
     hint = "Each of the 513 gets the probability 1 / 513; the loss is minus its logarithm."
