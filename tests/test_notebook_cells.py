@@ -1,4 +1,4 @@
-"""Cells of notebooks 01, 02 and 06 that take what a learner gives them, each run by itself."""
+"""Cells of notebooks 01, 02, 06 and 09 that take what a learner gives them, each run by itself."""
 
 import gzip
 import warnings
@@ -10,8 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from notebook_tools import FILES, cells
+from PIL import Image
 
-from helpers.course import runner
+from helpers.course import images, runner
+from helpers.covidct import covid_ct, lungs
 from helpers.phantom import simulate
 
 SETUP = "REPOSITORY ="
@@ -116,3 +118,30 @@ def test_01_a_split_by_slice_recognises_patients_and_not_disease(capsys):
     assert found["by slice, real labels"] > 0.95 and found["by slice, coin labels"] > 0.95
     assert found["by patient, real labels"] < 0.8 and found["by patient, coin labels"] < 0.8
     assert capsys.readouterr().out.count("accuracy") == 4
+
+
+def test_09_takes_another_collection_and_clear_slices(tmp_path, monkeypatch):
+    """Each group has the grey of its own soft tissue, whichever folder it comes from."""
+    rows, columns = np.mgrid[:120, :120]
+    body = ((rows - 60) / 48) ** 2 + ((columns - 60) / 56) ** 2 < 1
+    lung = np.abs(np.abs(columns - 60) - 26) ** 2 / 14**2 + ((rows - 60) / 26) ** 2 < 1
+
+    def chest(tissue):
+        return np.where(lung, 30, np.where(body, tissue, 5)).astype(np.uint8)
+
+    for name, tissue in (("out/COVID", 120), ("out/NonCOVID", 150), ("clear", 180)):
+        (tmp_path / name).mkdir(parents=True)
+        for k in range(2):
+            Image.fromarray(chest(tissue)).save(tmp_path / name / f"{k}.png")
+    monkeypatch.setattr(covid_ct, "read_images", lambda root, table: [chest(210), chest(240)])
+    space = {"np": np, "Path": Path, "images": images, "covid_ct": covid_ct, "lungs": lungs}
+    space |= {"EXTERNAL_IMAGES": str(tmp_path / "out"), "SLICES": str(tmp_path / "clear")}
+    space |= {"root": None, "size": 64}
+    space["data"] = SimpleNamespace(table=None, caption="Here.", labels=np.array([1, 0]))
+    for cell in (*code_of("09", "read_elsewhere("), *code_of("09", "def tissue_grey")):
+        exec(cell.source, space)
+    assert space["pictures"].shape == (4, 1, 64, 64) and space["truth"].tolist() == [1, 1, 0, 0]
+    assert space["patients"] is None and space["caption"] == "Here. Elsewhere: out."
+    tissue = [np.median(greys) for greys, _ in space["groups"].values()]
+    np.testing.assert_allclose(tissue, [210, 240, 120, 150, 180], atol=2)
+    assert list(space["groups"])[-1] == "SLICES"
