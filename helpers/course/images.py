@@ -173,7 +173,7 @@ def new_model(which: str, profile: sources.ImageProfile, seed=0, imagenet=False)
             return networks.ImageClassifier(networks.SmallCNN(profile.width))
         if which == "lite0":
             model = networks.ImageClassifier(networks.Lite0Encoder())
-            model.encoder.maps[:-6].requires_grad_(False)  # edges and grain look the same anywhere
+            model.encoder.maps[:-2].requires_grad_(False)  # edges and grain look the same anywhere
             return model
         encoder = networks.TorchvisionEncoder(pretrained=imagenet)
         return networks.ImageClassifier(encoder)

@@ -122,7 +122,7 @@ def new_model(which, profile: Profile, seed=0, dropout=0.3):
         encoder = {"frozen": networks.Lite0Encoder.features, "finetuned": "imagenet"}
         model = networks.BiLSTMClassifier(encoder.get(which, "small"), dropout=dropout)
         if which == "finetuned":  # edges and grain look the same everywhere
-            model.encoder.maps[:-6].requires_grad_(False)
+            model.encoder.maps[:-2].requires_grad_(False)
         return model
 
 
