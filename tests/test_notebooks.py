@@ -39,7 +39,9 @@ def test_11_does_without_dask(tmp_path):
 
 def test_10_pre_trains_from_imagenet_as_self_trans_did(tmp_path):
     (file,) = [file for file in FILES if file.name.startswith("10")]
-    runner.execute(file, tmp_path / "out.ipynb", {"PROFILE": "tiny", "NETWORK": "lite0"}, tmp_path)
+    parameters = {"PROFILE": "tiny", "NETWORK": "lite0"}
+    environment = {"PYTHONPATH": str(runner.ROOT), "TQDM_DISABLE": "1"}
+    runner.execute(file, tmp_path / "out.ipynb", parameters, tmp_path, environment)
     found = results(tmp_path / "runs", "10")
     assert {"ImageNet, official", "ImageNet, then MoCo, clean"} <= set(found["scores"])
     assert [*(tmp_path / "runs").glob("moco-lite0-imagenet-*/last.pt")]
