@@ -282,7 +282,7 @@ def test_the_expected_answer_follows_from_the_notebook(exercise, capsys):
     check, arguments = FOLLOWS[exercise]
     check, arguments = getattr(checks, f"check_{check}"), arguments()
     assert check(*arguments) is True
-    rounded = [round(float(a), 2) if np.isreal(a) and np.isscalar(a) else a for a in arguments]
+    rounded = [round(float(a), 2) if np.isscalar(a) and np.isreal(a) else a for a in arguments]
     assert check(*rounded) is True
     assert capsys.readouterr().out.count("Right.") == 2
 
