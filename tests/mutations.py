@@ -219,7 +219,7 @@ FAULTS = {
             ("1 + len(views)) != fold)", "1 + len(views)) >= 0)"),
             ("shuffle=True, ", ""),
             ("found[row] is None]", "True]"),
-            ("{fingerprint(volume)}.npy", "{fingerprint(volume[0])}.npy"),
+            ("{_content(volume)}.npy", "{_content(volume[0])}.npy"),
             ("found[k, fold_of[k] == fold]", "found[k, fold_of[0] == fold]"),
             ("and np.isfinite(features).all()", "and True"),
             ("volumes[groups[k + n_ahead]]", "volumes[groups[k]]"),

@@ -6,8 +6,10 @@ import importlib.util
 import json
 import os
 import sys
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
@@ -316,3 +318,52 @@ def test_slowest_cells_of_the_executed_notebooks(tmp_path, capsys, monkeypatch):
     assert "run `make course` first" not in text and "01_a: 10.0 s" in text
     shown = [line.split()[-1] for line in text.splitlines() if "x = " in line]
     assert shown == ["4.0", "3.0", "2.0"]
+
+
+def test_the_middle_of_lite0_is_the_encoder_up_to_there():
+    from helpers.learn.networks import Lite0Encoder
+    from tests.benchmarks.pictures import Middle
+
+    encoder, seen = Lite0Encoder().eval(), []
+    encoder.maps[13].layers[0].register_forward_hook(lambda *a: seen.append(a[-1]))
+    picture = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        encoder(picture)
+        found = Middle().eval()(picture)
+    assert seen[0].shape[2:] == (14, 14) and found.shape == (1, Middle.features)
+    expected = torch.cat([seen[0].mean((2, 3)), seen[0].std((2, 3))], dim=1)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_recipe_is_judged_on_both_collections_and_clear_lungs_are_negatives():
+    from tests.benchmarks.pictures import judge
+
+    rng = np.random.default_rng(0)
+    labels, patients = np.arange(80) % 2, np.arange(80)
+    data = SimpleNamespace(labels=labels, patients=patients, rows=lambda *_: np.arange(60, 80))
+    ours, theirs = labels[:, None] + rng.normal(0, 0.1, (80, 3)), rng.normal(size=(50, 3))
+    truth = (theirs.sum(axis=1) < 0).astype(int)  # the other way round
+    inside, outside = judge(data, np.arange(60), (ours, theirs, truth), "official")
+    assert inside.startswith("1.00") and outside.startswith("0.0")
+    ill = np.flatnonzero(labels[:60] == 1)
+    clear = rng.normal(0, 0.1, (30, 3))
+    assert judge(data, ill, (ours, theirs, truth), "official", clear)[0].startswith("1.00")
+
+
+def test_the_histograms_line_of_the_two_hospitals():
+    from tests.benchmarks import hospitals
+
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"label": np.arange(40) % 2, "row": np.arange(40)})
+    table["patient"] = table.row
+    volumes = rng.integers(0, 200, (40, 4, 16, 16), dtype=np.uint8)
+    volumes[table.label == 1] += 30
+    profile = SimpleNamespace(n_seeds=2, n_folds=4)
+    data = SimpleNamespace(table=table, volumes=volumes, profile=profile)
+    here, there = hospitals.histogram(data, data)
+    assert list(here.filter(like="seed")) == ["seed 0", "seed 1"]
+    np.testing.assert_allclose(here.filter(like="seed").mean(axis=1), here.probability)
+    written = hospitals.line("histogram", here, there, np.repeat(["E", "F"], 20), 120)
+    assert written.startswith("| histogram | 1.00 [") and written.endswith("| 1.00, 1.00 | 2.0 |")
+    broken = here.assign(probability=1 - here.probability)
+    assert "| 0.00 [" in hospitals.line("x", broken, there, np.repeat(["E", "F"], 20), 0)

@@ -215,7 +215,7 @@ def check_experiment(letter):
     }
     found = str(letter).strip().lower()
     hint = hints.get(found, "Give one of the letters, as text: for example 'a'.")
-    praise = "One thing changes, and no other scanner comes in: the AUC went from .68 to .29."
+    praise = "One thing changes, and no other scanner comes in: the AUC went from .70 to .29."
     return verdict(found == "b", praise, hint)
 
 

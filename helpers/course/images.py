@@ -163,7 +163,7 @@ def new_model(which: str, profile: sources.ImageProfile, seed=0, imagenet=False)
     """A classifier of grey images, seeded and untrained: a key of NETWORKS.
 
     imagenet: begin DenseNet169 with ImageNet weights, where a hub answers; Lite0 always has them,
-    and trains its last blocks only; the small CNN never. ValueError for another name, WeightsError
+    and trains its last block only; the small CNN never. ValueError for another name, WeightsError
     without Lite0's weights.
     """
     _check_name("network", which, NETWORKS)
@@ -172,9 +172,7 @@ def new_model(which: str, profile: sources.ImageProfile, seed=0, imagenet=False)
         if which == "small":
             return networks.ImageClassifier(networks.SmallCNN(profile.width))
         if which == "lite0":
-            model = networks.ImageClassifier(networks.Lite0Encoder())
-            model.encoder.maps[:-2].requires_grad_(False)  # edges and grain look the same anywhere
-            return model
+            return networks.ImageClassifier(networks.Lite0Encoder().freeze_early())
         encoder = networks.TorchvisionEncoder(pretrained=imagenet)
         return networks.ImageClassifier(encoder)
 

@@ -119,11 +119,12 @@ def new_model(which, profile: Profile, seed=0, dropout=0.3):
         torch.manual_seed(seed)
         if which == "cnn3d":
             return networks.Keras3DCNN(profile.opponent_width, dropout)
-        encoder = {"frozen": networks.Lite0Encoder.features, "finetuned": "imagenet"}
-        model = networks.BiLSTMClassifier(encoder.get(which, "small"), dropout=dropout)
-        if which == "finetuned":  # edges and grain look the same everywhere
-            model.encoder.maps[:-2].requires_grad_(False)
-        return model
+        encoder = "small"
+        if which == "frozen":
+            encoder = networks.Lite0Encoder.features
+        elif which == "finetuned":
+            encoder = networks.Lite0Encoder().freeze_early()
+        return networks.BiLSTMClassifier(encoder, dropout=dropout)
 
 
 def options_of(which, profile: Profile) -> dict:

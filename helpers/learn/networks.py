@@ -444,6 +444,14 @@ class Lite0Encoder(nn.Module):
     def extra_repr(self) -> str:
         return f"least={self.least}"
 
+    def freeze_early(self) -> Lite0Encoder:
+        """Let training change the last block and convolution only; returns the encoder.
+
+        Edges and grain, which the blocks before see, look the same everywhere.
+        """
+        self.maps[:-2].requires_grad_(False)
+        return self
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         images = images.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
         if (side := min(images.shape[2:])) < self.least:

@@ -35,18 +35,17 @@ def histogram(data, other):
         for cohort in (data, other)
     )
     labels, patients = data.table.label.to_numpy(), data.table.patient.to_numpy()
-    found, outside = [], []
-    for seed in range(data.profile.n_seeds):
-        fold_of, probability = features.folds(labels, patients, data.profile.n_folds, seed), {}
+    seeds, outside = range(data.profile.n_seeds), []
+    found = np.empty((len(seeds), len(labels)))
+    for seed in seeds:
+        fold_of = features.folds(labels, patients, data.profile.n_folds, seed)
         for fold in range(data.profile.n_folds):
             kept = fold_of != fold
             model = baselines.logistic_regression(here[kept], labels[kept], seed, patients[kept])
-            held_out = model.predict_proba(here[~kept])[:, 1]
-            probability |= dict(zip(np.flatnonzero(~kept), held_out, strict=True))
+            found[seed, ~kept] = model.predict_proba(here[~kept])[:, 1]
             outside.append(model.predict_proba(there)[:, 1])
-        found.append([probability[row] for row in range(len(labels))])
-    by_seed = {f"seed {k}": values for k, values in enumerate(found)}
-    table = data.table.assign(probability=np.mean(found, axis=0), **by_seed)
+    by_seed = {f"seed {seed}": found[seed] for seed in seeds}
+    table = data.table.assign(probability=found.mean(axis=0), **by_seed)
     return table, other.table.assign(probability=np.mean(outside, axis=0))
 
 
