@@ -7,7 +7,8 @@ PYTHON ?= python3
 COLAB_PYTHON ?= python3.13
 RUN = .venv/bin/python
 
-.PHONY: course test check processors test-colab benchmark gpu lab notebooks gifs repo-url lint clean
+.PHONY: course test check processors test-colab benchmark gpu lab notebooks student solutions gifs \
+	diagrams repo-url lint clean
 .DEFAULT_GOAL := course
 
 .venv/installed: requirements.txt
@@ -70,6 +71,14 @@ lab: .venv/installed
 # Execute the notebooks in place, as they are committed: make notebooks ONLY="02 05"
 notebooks: .venv/installed
 	$(RUN) -m helpers.course.runner notebooks $(ONLY)
+
+# Copies for a class, in student/ and solutions/: without any solution, and with all filled in
+student solutions: .venv/installed
+	$(RUN) -m helpers.course.runner $@
+
+# The drawings that explain, docs/diagrams/*.svg
+diagrams: .venv/installed
+	$(RUN) docs/diagrams/draw.py
 
 # The README's GIFs of the phantom
 gifs: .venv/installed

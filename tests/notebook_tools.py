@@ -2,7 +2,6 @@
 
 import ast
 import json
-import re
 import shutil
 
 import nbformat
@@ -27,11 +26,16 @@ def cells(file, kind=None, tag=None):
 
 def exercises(file):
     """(exercise cell, its solution's code) in order."""
-    stubs = cells(file, "code", "exercise")
-    solutions = cells(file, "markdown", "solution")
-    assert len(stubs) == len(solutions), file.name
-    codes = [re.search(r"```python\n(.+?)```", s.source, re.S)[1] for s in solutions]
-    return list(zip(stubs, codes, strict=True))
+    return [(stub, code) for stub, _, code in runner.exercises(nbformat.read(file, 4))]
+
+
+def minutes_of_a_human(file):
+    """An estimate: 150 words a minute, 1 for each cell of code, 2, 8 and 10 for each exercise."""
+    words = sum(len(cell.source.split()) for cell in cells(file, "markdown"))
+    minutes = words / 150 + len(cells(file, "code"))
+    for tag, more in (("predict", 2), ("make", 8), ("transfer", 10)):
+        minutes += more * len(cells(file, "code", tag))
+    return 5 * round(minutes / 5)
 
 
 def definitions(source):

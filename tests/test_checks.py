@@ -14,7 +14,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from helpers.course import checks
+from helpers.course import answers, checks
 from helpers.covidct import covid_ct
 from helpers.learn import moco, networks
 from helpers.scores import metrics
@@ -48,11 +48,61 @@ def test_solution_passes_and_stub_does_not(stub, solution, capsys):
     assert "Not filled in" in capsys.readouterr().out
 
 
+class Recorder:
+    """Stands in for `answers.built` and keeps what a check asks of it."""
+
+    def __init__(self, monkeypatch):
+        self.asked = None
+        monkeypatch.setattr(checks, "built", self)
+
+    def __call__(self, function, right, cases, mistakes, hints, praise):
+        self.asked = {"right": right, "cases": cases, "mistakes": mistakes, "hints": hints}
+        return answers.built(function, right, cases, mistakes, hints, praise)
+
+
+def checks_of(tag):
+    """The names of the checks of all exercises of one kind."""
+    found = [stub for file in FILES for stub in cells(file, "code", tag)]
+    return [stub.source.split("checks.")[-1].split("(")[0] for stub in found]
+
+
+@pytest.mark.parametrize("name", checks_of("make"))
+def test_what_is_built_passes_and_each_mistake_has_its_hint(name, monkeypatch, capsys):
+    check, recorder = getattr(checks, name), Recorder(monkeypatch)
+    check(lambda *arguments: None)
+    if recorder.asked is None:
+        pytest.skip("an exercise of another make, with tests of its own")
+    asked = recorder.asked
+    assert len(asked["hints"]) == 3 and asked["mistakes"] and len(asked["cases"]) >= 2
+    capsys.readouterr()
+    assert check(asked["right"]) is True
+    assert capsys.readouterr().out.startswith("Right. ")
+    for wrong, hint in asked["mistakes"]:
+        assert check(wrong) is False
+        assert capsys.readouterr().out == f"Not yet. {hint}\n"
+    answers._hints_given.clear()
+    for n in (1, 2, 3, 3):
+        assert check(lambda *arguments: "no such thing") is False
+        assert capsys.readouterr().out == f"Not yet. Hint {n} of 3: {asked['hints'][n - 1]}\n"
+
+
+@pytest.mark.parametrize("name", checks_of("predict"))
+def test_every_guess_is_answered_with_a_reason(name, capsys):
+    check, said = getattr(checks, name), {}
+    outcomes = []
+    for letter in "abcdefgh":
+        outcomes.append(check(letter))
+        said[letter] = capsys.readouterr().out
+    n = sum("Give one of the letters" not in text for text in said.values())
+    assert n >= 2 and outcomes.count(True) == 1 and len({*said.values()}) == n + 1
+    assert check(...) is None and check(7) is False
+
+
 def test_every_check_belongs_to_an_exercise():
     used = {
         stub.source.split("checks.")[-1].split("(")[0] for f in FILES for stub, _ in exercises(f)
     }
-    assert used == {name for name in dir(checks) if name.startswith("check_")}
+    assert used == {name for name in vars(checks) if name.startswith("check_")}
 
 
 def test_a_check_says_which_exercise_it_belongs_to():

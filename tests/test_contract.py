@@ -6,7 +6,7 @@ import re
 
 import nbformat
 import pytest
-from notebook_tools import FILES, cells, definitions, exercises
+from notebook_tools import FILES, cells, definitions, exercises, minutes_of_a_human
 
 from helpers.course import runner
 
@@ -130,12 +130,78 @@ def test_functions_of_helpers_are_only_defined_in_teaching_cells():
                 assert not set(definitions(cell.source)) & held, (file.name, cell.source[:80])
 
 
-def test_exercises_exist_and_end_with_a_check():
-    assert sum(len(exercises(file)) for file in FILES) >= 8
-    for file in FILES:
-        for stub, _ in exercises(file):
-            assert "..." in stub.source
-            assert stub.source.strip().split("\n")[-1].startswith("checks.check_")
+@every_notebook
+def test_exercises_are_a_ladder_and_end_with_a_check(file):
+    kinds = []
+    for stub, _ in exercises(file):
+        assert "..." in stub.source
+        assert stub.source.strip().split("\n")[-1].startswith("checks.check_")
+        (kind,) = set(runner.tags(stub)) - {"exercise"}
+        kinds.append(kind)
+    assert kinds.count("predict") >= 1 and kinds.count("make") >= 2, kinds
+    assert kinds.count("transfer") >= 1, kinds
+    assert set(kinds) == {"predict", "make", "transfer"}
+
+
+@every_notebook
+def test_quick_questions_have_one_right_answer(file):
+    quizzes = cells(file, "markdown", "quiz")
+    assert 2 <= len(quizzes) <= 3
+    for quiz in quizzes:
+        assert quiz.source.startswith("**Quick question** ")
+        fold = r"<details><summary>(\w)\) .+?</summary>\n\n(Yes|No)[:,.] .+?\n\n</details>"
+        options = re.findall(fold, quiz.source, re.S)
+        assert len(options) == quiz.source.count("<details>") >= 3
+        assert [letter for letter, _ in options] == list("abcde")[: len(options)]
+        assert [verdict for _, verdict in options].count("Yes") == 1
+
+
+@every_notebook
+def test_cells_are_short(file):
+    """Whoever reads a cell sees all of it; the folded setup cell is read by nobody."""
+    for cell in cells(file, "code")[1:]:
+        if "teach" not in runner.tags(cell):
+            assert len(cell.source.split("\n")) <= 25, cell.source[:80]
+
+
+@every_notebook
+def test_setup_and_parameters_are_folded(file):
+    setup, parameters = cells(file, "code")[:2]
+    for cell, title in ((setup, "Setup"), (parameters, "Parameters")):
+        assert cell.metadata.jupyter.source_hidden and cell.metadata.cellView == "form"
+        assert cell.source.startswith(f"# @title {title}")
+
+
+@every_notebook
+def test_every_figure_has_a_text_for_those_who_cannot_see_it(file):
+    for cell in cells(file, "code"):
+        for output in cell.outputs:
+            kinds = [kind for kind in output.get("data", {}) if kind.startswith("image/")]
+            for kind in kinds[:1]:
+                texts = [output.metadata.get(kind, {}).get("alt", "") for kind in kinds]
+                text = max(texts, key=len)
+                assert len(text.split()) >= 4, (cell.source[-80:], text)
+
+
+@every_notebook
+def test_a_humans_minutes_are_estimated_as_everywhere(file):
+    (minutes,) = re.findall(r"^\| your time \| about (\d+) minutes", cells(file)[0].source, re.M)
+    assert int(minutes) == minutes_of_a_human(file)
+
+
+def test_copies_for_a_class(tmp_path):
+    """Without any solution for who learns, with all filled in for who teaches."""
+    for solved in (False, True):
+        written = runner.copies(tmp_path / str(solved), solved)
+        assert [path.name for path in written] == [file.name for file in FILES]
+        for file, copy in zip(FILES, written, strict=True):
+            assert not cells(copy, tag="solution")
+            assert not any(cell.outputs for cell in cells(copy, "code"))
+            stubs = cells(copy, "code", "exercise")
+            for stub, (original, code) in zip(stubs, exercises(file), strict=True):
+                check = original.source.strip().split("\n")[-1]
+                expected = f"{code}\n{check}" if solved else original.source
+                assert stub.source == expected
 
 
 def test_readme_links_every_notebook_and_gif():

@@ -1,7 +1,7 @@
-"""Checks of the exercises: each answers at once, with a hint for the usual slips.
+"""Checks of the exercises, in the order of the notebooks.
 
-A check prints one line and returns True or False; an answer left as `...` returns None. Numbers
-may be rounded, to two digits or more.
+Each answers at once, as `answers` describes: a guess with the reason why it is right or wrong, a
+function that is tried on hidden cases, or a property that the answer has to have.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from helpers.course.answers import answer, answers_of, numeric, same, verdict
 from helpers.ct.cohort import TASKS
 from helpers.scores.metrics import wilson
 
@@ -252,60 +253,3 @@ def check_cores_of_one_client(n_cores):
     ]
     # 29 as well as 29.8 and 30: how one rounds is not the question
     return numeric(n_cores, a_second * 0.1, hint, "The 30th core has to wait.", slips, 3e-2)
-
-
-def numeric(found, expected, hint, praise, slips=(), tolerance=1e-5):
-    """Check a number, or a tuple of numbers, and print praise or a hint.
-
-    slips: pairs of a usual wrong answer and the hint for it, where `...` stands for any number;
-    `hint` is for all other wrong answers. tolerance: as in `same`, for `expected`.
-    """
-    if not answer(*(found if isinstance(found, tuple) else (found,))):
-        return None
-    hints = [text for slip, text in slips if same(found, slip)]
-    return verdict(same(found, expected, tolerance), praise, [*hints, hint][0])
-
-
-def same(found, expected, tolerance=1e-5):
-    """Whether a number is the expected one, rounded or not; False for what is no number.
-
-    For 0.8259 the numbers 0.826 and 0.83 are right, and neither 0.828 nor 0.8 is: as many digits
-    count as were given, and two at least. What is nearer than `tolerance` x expected is right, too.
-    """
-    if isinstance(expected, tuple):
-        return all(same(*pair, tolerance) for pair in zip(found, expected, strict=True))
-    if expected is ...:
-        return True
-    try:
-        found = float(found)
-    except (TypeError, ValueError):
-        return False
-    decimals = len(np.format_float_positional(found, trim="-").partition(".")[2])
-    of_two_digits = 1 - int(np.floor(np.log10(abs(expected) or 1)))
-    half_a_digit = 0.5 * 10.0 ** -max(decimals, of_two_digits)
-    return bool(abs(found - expected) <= max(half_a_digit, tolerance * abs(expected)))
-
-
-def answers_of(function, cases):
-    """What the learner's function gives for every case; None if unwritten, False if it fails."""
-    if not answer(function):
-        return None
-    try:
-        found = [function(*case) for case in cases]
-    except Exception as error:
-        return verdict(False, "", f"It stopped with {type(error).__name__}: {error}")
-    return found if answer(*found) else None
-
-
-def answer(*values):
-    """Whether the learner has filled everything in; says so when not."""
-    if any(value is ... for value in values):
-        print("Not filled in yet: replace the ... above and run the cell again.")
-        return False
-    return True
-
-
-def verdict(right, praise, hint):
-    """Print the outcome of a check; returns `right` as a bool."""
-    print(f"Right. {praise}" if right else f"Not yet. {hint}")
-    return bool(right)

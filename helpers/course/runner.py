@@ -17,6 +17,7 @@ import nbformat
 from PIL import Image
 
 from helpers.ct.preprocessing import SIZE
+from helpers.storage.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
@@ -160,6 +161,38 @@ def tags(cell) -> list[str]:
     return cell.metadata.get("tags", [])
 
 
+def exercises(notebook) -> list[tuple]:
+    """(exercise cell, its solution's cell, the solution's code) in order."""
+    stubs = [cell for cell in notebook.cells if "exercise" in tags(cell)]
+    answers = [cell for cell in notebook.cells if "solution" in tags(cell)]
+    codes = [re.search(r"```python\n(.+?)```", cell.source, re.S)[1] for cell in answers]
+    return list(zip(stubs, answers, codes, strict=True))
+
+
+def copies(folder, solved) -> list[Path]:
+    """Copies of all notebooks without outputs, for a class, in a folder of the repository.
+
+    solved: with the solutions in their cells, for whoever teaches; otherwise with no solution at
+    all, for whoever learns.
+    """
+    written = []
+    for file in notebook_files():
+        notebook = nbformat.read(file, 4)
+        for stub, answer, code in exercises(notebook):
+            notebook.cells.remove(answer)
+            if solved:
+                check = stub.source.strip().rsplit("\n", 1)[-1]
+                stub.source = f"{code}\n{check}"
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.update(outputs=[], execution_count=None)
+        target = Path(folder) / file.name
+        text = nbformat.writes(notebook).encode()
+        write_whole(target, lambda into, text=text: into.write(text))
+        written.append(target)
+    return written
+
+
 def repository_url() -> str:
     """The repository's address, as it stands in pyproject.toml."""
     return re.search(r'^Repository = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M)[1]
@@ -203,6 +236,8 @@ def main(arguments=None) -> None:
     address = commands.add_parser("repo-url", help="change the repository's address")
     address.add_argument("url")
     commands.add_parser("gifs", help="make the README's GIFs of the phantom")
+    commands.add_parser("student", help="copies of the notebooks without solutions, in student/")
+    commands.add_parser("solutions", help="copies with the solutions filled in, in solutions/")
     chosen = parser.parse_args(arguments)
     os.chdir(ROOT)
     try:
@@ -215,6 +250,9 @@ def main(arguments=None) -> None:
         elif chosen.command == "gifs":
             for gif in phantom_gifs():
                 print(f"{gif}: {gif.stat().st_size / 1e6:.1f} MB")
+        elif chosen.command in ("student", "solutions"):
+            made = copies(chosen.command, chosen.command == "solutions")
+            print(f"{len(made)} notebooks in {chosen.command}/")
         else:
             set_repository_url(chosen.url)
     except NotebookError as error:

@@ -6,10 +6,14 @@ patient's right in column 0, so the image's left is the patient's right, as radi
 
 from __future__ import annotations
 
+import html
 import io
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import sklearn.metrics
 from IPython import get_ipython
@@ -33,9 +37,41 @@ class CourseFigure(Figure):
     """A Figure that shows itself in a notebook without pyplot."""
 
     def _repr_png_(self):
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.08)
-        return buffer.getvalue()
+        return png_with_text(self)
+
+
+def png_with_text(figure) -> tuple[bytes, dict]:
+    """A figure as Jupyter shows it: the PNG, and its alternative text for who cannot see it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.08)
+    return buffer.getvalue(), {"alt": alternative_text(figure)}
+
+
+def alternative_text(figure) -> str:
+    """What a figure shows, in words: its label, or all that is written on its axes.
+
+    Give one that says what is to be seen with `figure.set_label("...")`.
+    """
+    if figure.get_label():
+        return figure.get_label()
+    parts = [figure.get_suptitle()]
+    for axis in figure.axes:
+        kind = "picture" if axis.images else "chart"
+        labels = " against ".join(filter(None, (axis.get_ylabel(), axis.get_xlabel())))
+        legend = axis.get_legend()
+        names = ", ".join(text.get_text() for text in legend.get_texts()) if legend else ""
+        parts.append(": ".join(filter(None, (axis.get_title() or kind, labels, names))))
+    parts = dict.fromkeys(" ".join(part.split()) for part in [*parts, figure.get_supxlabel()])
+    return "; ".join(filter(None, parts))
+
+
+def diagram(name) -> None:
+    """Show one of the drawings that explain, docs/diagrams/NAME.svg (made by `make diagrams`)."""
+    path = Path(__file__).parents[2] / "docs" / "diagrams" / f"{name}.svg"
+    drawing = path.read_text(encoding="utf-8")
+    (words,) = re.findall(r"<desc[^>]*>(.+?)</desc>", drawing, re.S)
+    words = " ".join(html.unescape(words).split())
+    display({"image/svg+xml": drawing}, metadata={"image/svg+xml": {"alt": words}}, raw=True)
 
 
 def use_course_style() -> None:
@@ -47,6 +83,9 @@ def use_course_style() -> None:
     mpl.rc("axes.spines", top=False, right=False)
     mpl.rc("grid", alpha=0.3)
     mpl.rc("legend", frameon=False, fontsize=9)
+    if shell := get_ipython():  # figures made with pyplot carry an alternative text as well
+        plt.switch_backend(mpl.get_backend())  # now, since it brings a formatter of its own
+        shell.display_formatter.formatters["image/png"].for_type(Figure, png_with_text)
 
 
 def show_slices(

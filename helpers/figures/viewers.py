@@ -248,7 +248,8 @@ class Viewer:
     def _ipython_display_(self):
         if _is_headless():
             still = rendering.encode(np.asarray(self.still()))
-            display({"image/jpeg": still, "text/plain": self.readout()}, raw=True)
+            words = {"image/jpeg": {"alt": f"A still of the viewer. {self.readout()}"}}
+            display({"image/jpeg": still, "text/plain": self.readout()}, metadata=words, raw=True)
         else:
             display(self.widget)
 

@@ -1,0 +1,128 @@
+"""How a check answers: one line, and hints that say more at every try.
+
+A check prints one line and returns True or False; an answer left as `...` returns None. Numbers
+may be rounded, to two digits or more. A usual mistake has a hint of its own; for others there are
+three: where to look, the idea, almost the line.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from copy import deepcopy
+
+import numpy as np
+import pandas as pd
+
+_hints_given = Counter()  # by the hints themselves
+
+
+def choice(letter, right, because):
+    """Check a guess that the learner makes before running what shows the answer.
+
+    right: the letter. because: letter -> why it is right or wrong, which is printed.
+    """
+    if not answer(letter):
+        return None
+    letter = str(letter).strip().lower()
+    if letter not in because:
+        return verdict(False, "", f'Give one of the letters, as text: "{min(because)}".')
+    return verdict(letter == right, because[letter], because[letter])
+
+
+def built(function, right, cases, mistakes, hints, praise):
+    """Check a function that the learner wrote, on cases that the notebook does not show.
+
+    right: a function that does it. cases: tuples of arguments. mistakes: pairs of a function with
+    a usual mistake and the hint for it. hints: three, of which each try shows one more.
+    """
+    found = answers_of(function, cases)
+    if not found:
+        return found
+    if alike(found, answers_of(right, cases)):
+        return verdict(True, praise, "")
+    for wrong, hint in mistakes:
+        if alike(found, answers_of(wrong, cases)):
+            return verdict(False, "", hint)
+    return verdict(False, "", hints)
+
+
+def alike(found, expected):
+    """Whether two results are equal, numbers to five digits; shapes, lengths and types included."""
+    if isinstance(expected, pd.DataFrame | pd.Series):
+        return type(found) is type(expected) and found.equals(expected)
+    if isinstance(expected, str | set | dict | type(None)):
+        return found == expected
+    if isinstance(expected, list | tuple):
+        same_length = isinstance(found, list | tuple) and len(found) == len(expected)
+        return same_length and all(map(alike, found, expected))
+    try:
+        found = np.asarray(found, float)
+        expected = np.asarray(expected, float)
+    except (TypeError, ValueError):
+        return False
+    close = np.allclose(found, expected, 1e-5, equal_nan=True) if found.size else True
+    return found.shape == expected.shape and close
+
+
+def numeric(found, expected, hint, praise, slips=(), tolerance=1e-5):
+    """Check a number, or a tuple of numbers, and print praise or a hint.
+
+    slips: pairs of a usual wrong answer and the hint for it, where `...` stands for any number;
+    `hint` is for all other wrong answers. tolerance: as in `same`, for `expected`.
+    """
+    if not answer(*(found if isinstance(found, tuple) else (found,))):
+        return None
+    hints = [text for slip, text in slips if same(found, slip)]
+    return verdict(same(found, expected, tolerance), praise, [*hints, hint][0])
+
+
+def same(found, expected, tolerance=1e-5):
+    """Whether a number is the expected one, rounded or not; False for what is no number.
+
+    For 0.8259 the numbers 0.826 and 0.83 are right, and neither 0.828 nor 0.8 is: as many digits
+    count as were given, and two at least. What is nearer than `tolerance` x expected is right, too.
+    """
+    if isinstance(expected, tuple):
+        return all(same(*pair, tolerance) for pair in zip(found, expected, strict=True))
+    if expected is ...:
+        return True
+    try:
+        found = float(found)
+    except (TypeError, ValueError):
+        return False
+    decimals = len(np.format_float_positional(found, trim="-").partition(".")[2])
+    of_two_digits = 1 - int(np.floor(np.log10(abs(expected) or 1)))
+    half_a_digit = 0.5 * 10.0 ** -max(decimals, of_two_digits)
+    return bool(abs(found - expected) <= max(half_a_digit, tolerance * abs(expected)))
+
+
+def answers_of(function, cases):
+    """What the learner's function gives for every case; None if unwritten, False if it fails."""
+    if not answer(function):
+        return None
+    try:
+        found = [function(*deepcopy(case)) for case in cases]
+    except Exception as error:
+        return verdict(False, "", f"It stopped with {type(error).__name__}: {error}")
+    return found if answer(*found) else None
+
+
+def answer(*values):
+    """Whether the learner has filled everything in; says so when not."""
+    if any(value is ... for value in values):
+        print("Not filled in yet: replace the ... above and run the cell again.")
+        return False
+    return True
+
+
+def verdict(right, praise, hint):
+    """Print the outcome of a check; returns `right` as a bool.
+
+    hint: a text, or several, of which every further try shows the next; the last one stays.
+    """
+    if not right and not isinstance(hint, str):
+        _hints_given[hint] += 1
+        n = min(_hints_given[hint], len(hint))
+        hint = f"Hint {n} of {len(hint)}: {hint[n - 1]}"
+    print(f"Right. {praise}" if right else f"Not yet. {hint}")
+    return bool(right)
