@@ -36,7 +36,7 @@ def test_opening_and_closing(file):
     objectives = re.findall(r"^\d\. ", first.split("**In this notebook**")[1], re.M)
     assert 3 <= len(objectives) <= 5
     assert "What you need" in first and "for teaching, not for clinical use" in first
-    assert re.search(r"\| time \| .*\d+ s", first), "no measured time"
+    assert re.search(r"\| machine.s time \| .*\d+ s", first), "no measured time"
     last = text[-1]
     for heading in ("## What normal looks like", "## Recap", "**References**", "**Next**"):
         assert heading in last, heading
