@@ -95,8 +95,9 @@ QUICK = rooms contract models lite0 features augmentation image_augmentation eva
 check: .venv/installed-dev lint
 	$(RUN) -m pytest -q $(wildcard $(QUICK:%=tests/test_%.py))
 
-# The numeric tests as other processors compute them, on one thread and on two (a quarter of an hour)
-NUMERIC = models image_models lite0 features augmentation image_augmentation training moco distributed
+# The numeric tests as other processors compute them, on one thread and on two (half an hour)
+NUMERIC = models image_models lite0 features augmentation image_augmentation training moco \
+	distributed processors
 processors: .venv/installed-dev
 	for kind in default:SSE41 avx2:AVX2 avx512:AVX512_CORE; do for threads in 1 2; do \
 		echo "$$kind, $$threads threads"; \
