@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from nibabel.affines import apply_affine
 from notebook_tools import FILES, cells, exercises
 from scipy import ndimage
 from scipy.stats import binomtest
@@ -16,6 +17,8 @@ from torch.nn.functional import cross_entropy
 
 from helpers.course import answers, checks
 from helpers.covidct import covid_ct
+from helpers.ct import nifti, preprocessing
+from helpers.figures import rendering
 from helpers.learn import moco, networks
 from helpers.scores import metrics
 
@@ -112,6 +115,17 @@ def test_a_check_says_which_exercise_it_belongs_to():
             assert check.__doc__.startswith(f"{int(file.stem[:2])}.{n}: "), check.__name__
 
 
+def has_liver_at_left(hu):
+    """What the notebook asks: the liver's HU in the lowest slice, at the left of the patient."""
+    right, left = np.array_split((hu[0] > 0) & (hu[0] < 120), 2, axis=1)
+    return left.sum() > right.sum()
+
+
+def has_soft_tissue_at_left(hu):
+    right, left = np.array_split(hu > 0, 2, axis=2)
+    return left.sum() > right.sum()
+
+
 PUBLISHED = {"CT-0": 0, "CT-1": 1, "CT-2": 1, "CT-3": 1, "CT-4": 1}
 SCORES = np.array([0.0, 1.0, -1.0, 2.0])
 
@@ -128,14 +142,17 @@ SCORES = np.array([0.0, 1.0, -1.0, 2.0])
         ("published_task", ("CT-0",), "dictionary"),
         ("shared_patients", (lambda a, b: len(set(a.study) & set(b.study)),), "not `study`"),
         ("shared_patients", (lambda a, b: a.patient.isin(b.patient).sum(),), "twice"),
-        ("lung_window", (-600, 1500), "half of it"),
-        ("lung_window", (150, -1350), "swapped"),
-        ("lung_window", (-1000, 400), "level - width"),
-        ("lung_window", ("a", None), "level - width"),
-        ("lesion_hu", (HU[~MASK].mean(), HU, MASK), "outside the lesion"),
-        ("lesion_hu", ((HU * MASK).mean(), HU, MASK), "counts them"),
-        ("lesion_hu", (HU.mean(), HU, MASK), "Index the HU"),
-        ("linked", (lambda k, n_a, n_b: k,), "no slice 39"),
+        ("two_windows", ((40, 400), (40, 400)), "the shell (1000 HU) is white"),
+        ("two_windows", ((400, 1800), (400, 1800)), "greys apart"),
+        ("two_windows", ((-600, 1500), (400, 1800)), "greys apart"),
+        ("two_windows", ((40, 400), (500, 800)), "muscle (50 HU) is black"),
+        ("two_windows", ((40, -400), (400, 1800)), "above 0"),
+        ("two_windows", (40, (400, 1800)), "two numbers"),
+        ("two_windows", ((40, 400), (-500, 400, 1300)), "two numbers"),
+        ("is_swapped", (lambda hu: False,), "says False of all"),
+        ("is_swapped", (lambda hu: not has_liver_at_left(hu),), "other way round"),
+        ("is_swapped", (lambda hu: has_soft_tissue_at_left(hu),), "lowest slices"),
+        ("is_swapped", (lambda hu: hu[99],), "IndexError"),
         ("preprint_doi", (lambda name: "",), "10.1101/2020.03.22.20034041"),
         ("preprint_doi", (lambda name: f"10.1101/{name.split('-')[0]}",), "kjr-21-e24-p5-29.png"),
         ("preprint_doi", (lambda name: name[99],), "IndexError"),
@@ -165,16 +182,8 @@ SCORES = np.array([0.0, 1.0, -1.0, 2.0])
         ("cores_of_one_client", (31,), "through the link"),
         ("loss_of_shares", (0.8,), "as much as"),
         ("loss_of_shares", (1.6,), "counts the same"),
-        ("linked", (lambda k, n_a, n_b: (k + 0.5) / n_a * n_b,), "whole number"),
-        ("linked", (lambda k, n_a, n_b: k * n_b // n_a,), "k + 0.5"),
-        ("linked", (lambda k, n_a, n_b: n_b[k],), "TypeError"),
         ("shared_patients", (lambda a, b: a.nobody,), "AttributeError"),
         ("pooling", (lambda f, s: f[9],), "IndexError"),
-        ("slice_distance", (8,), "before"),
-        ("slice_distance", (12.49,), "closer"),
-        ("slice_distance", (5,), "64 slices share it"),
-        ("slice_distance", (float("nan"),), "64 slices share it"),
-        ("slice_distance", ([5.125, 5.125],), "64 slices share it"),
         ("lstm_parameters", (41472,), "one direction"),
         ("lstm_parameters", (2 * 4 * (64 * 96 + 64 * 64 + 64),), "two bias"),
         ("lstm_parameters", (2 * 10368,), "one gate"),
@@ -221,18 +230,26 @@ def taught(number, name):
     return space[name]
 
 
-def window_ends():
-    """The HU at which the notebook's window of level -600 and width 1500 leaves black and white."""
-    hu = np.arange(-3000, 3000)
-    grey = taught("02", "window")(hu, level=-600, width=1500)
-    return hu[grey == 0].max(), hu[grey == 1].min()
+def distance_of_nibabel(affine, a, b):
+    return np.linalg.norm(np.diff(apply_affine(affine, [a, b]), axis=0))
 
 
-def distance_after_the_stretch():
-    """Where the 64 new slices lie, in mm, when every old one holds its own position."""
-    positions = (np.arange(41) + 0.5) * 8
-    new = taught("02", "resampling_matrix")(41, 64) @ positions
-    return np.diff(new[5:-5]).mean()
+def refused_by_read_study(values):
+    """Whether it would be refused as a study of 8 slices."""
+    try:
+        nifti._check_scale(np.tile(values, (8, 2, 1)), "a study")
+    except nifti.UnreadableStudy:
+        return True
+    return False
+
+
+def taught_window(hu, level, width):
+    return np.rint(taught("02", "window")(hu, level=level, width=width) * 255)
+
+
+def lesion_of_each_side(hu, mask):
+    sides = 1 + np.arange(hu.shape[2]) // (hu.shape[2] // 2)
+    return tuple(ndimage.mean(hu, mask * sides, [1, 2]))
 
 
 def linked_by_height(k, n_a, n_b):
@@ -296,10 +313,12 @@ RIGHT = torch.zeros(1, dtype=torch.long)
 FOLLOWS = {
     "1.1": ("published_task", lambda: ({f"CT-{k}": int(k > 0) for k in range(5)},)),
     "1.2": ("shared_patients", lambda: (lambda a, b: a.merge(b, on="patient").patient.nunique(),)),
-    "2.1": ("lung_window", window_ends),
-    "2.2": ("slice_distance", lambda: (distance_after_the_stretch(),)),
-    "3.1": ("lesion_hu", lambda: (ndimage.mean(HU, MASK, 1), HU, MASK)),
-    "3.2": ("linked", lambda: (linked_by_height,)),
+    "2.1": ("distance_mm", lambda: (distance_of_nibabel,)),
+    "2.2": ("cannot_be_hu", lambda: (refused_by_read_study,)),
+    "2.3": ("grey_levels", lambda: (taught_window,)),
+    "3.2": ("lesion_by_side", lambda: (lesion_of_each_side,)),
+    "3.3": ("linked", lambda: (linked_by_height,)),
+    "3.4": ("is_swapped", lambda: (has_liver_at_left,)),
     "4.1": (
         "lstm_parameters",
         lambda: (networks.count_parameters(nn.LSTM(96, 64, bidirectional=True)),),
@@ -344,7 +363,6 @@ def test_two_steps_have_the_full_rate():
 @pytest.mark.parametrize(
     ("check", "answers"),
     [
-        ("slice_distance", [(5.125,), (5.13,), (5.12,), (5.1,), ("5.1",)]),
         ("always_covid", [(0.77, 0.5), (0.7704, 0.5)]),
         ("seed_interval", [(0.58, 0.92), (0.584, 0.919)]),
         ("accuracy_without_copies", [(0.826,), (0.83,), (0.8259,), (np.float32(166 / 201),)]),
@@ -361,6 +379,23 @@ def test_rounded_answers_are_right(check, answers, capsys):
         assert getattr(checks, f"check_{check}")(*numbers) is True, numbers
 
 
-def test_lesion_hu_without_a_mask_says_so(capsys):
-    assert checks.check_lesion_hu(..., HU, None) is None
-    assert "without a lesion mask" in capsys.readouterr().out
+def test_a_small_nodule_in_a_thick_slice_has_the_hu_of_ground_glass(capsys):
+    """2.5, by the mean over the column through its middle."""
+    depth = np.abs(np.arange(-4, 4, 0.1) + 0.05)
+    assert -700 < np.where(depth < 2, 40, -850).mean() < -300
+    assert checks.check_small_nodule("c") is True
+
+
+def test_a_metastasis_and_bone_are_white_in_the_lung_window():
+    """3.1, by the viewers' windows."""
+    greys = {
+        name: preprocessing.window(np.array([200, 700]), level=level, width=width)
+        for name, (level, width) in rendering.PRESETS.items()
+    }
+    assert greys["lung"].tolist() == [1, 1] and greys["bone"][1] - greys["bone"][0] > 0.2
+
+
+def test_no_window_answers_both_questions(capsys):
+    for level in range(-400, 1200, 50):
+        for width in range(50, 3000, 50):
+            assert checks.check_two_windows((level, width), (level, width)) is False

@@ -10,6 +10,7 @@ import matplotlib as mpl
 import nibabel as nib
 import numpy as np
 import pytest
+from IPython.core.formatters import DisplayFormatter
 from PIL import Image
 from scipy import ndimage
 
@@ -933,7 +934,8 @@ def test_display_where_nobody_sits_in_front(monkeypatch, made, content, is_still
     viewer._ipython_display_()
     [(what, options)] = displayed
     if is_still:
-        assert options == {"raw": True} and what["text/plain"] == viewer.readout()
+        assert options["raw"] and what["text/plain"] == viewer.readout()
+        assert viewer.readout() in options["metadata"]["image/jpeg"]["alt"]
         difference = decode(what["image/jpeg"]).astype(int) - np.asarray(viewer.still())
         assert np.abs(difference).mean() < 4
         assert "widget" not in viewer.__dict__
@@ -987,6 +989,12 @@ def test_a_mask_of_another_place_is_not_laid_over(cohort, tmp_path):
     np.testing.assert_array_equal(
         load_scan(cohort.study, cohort.mask).mask, nifti.read_mask(cohort.mask)
     )
+
+
+def test_a_notebook_shows_a_montage_as_one_jpeg_with_its_text(made):
+    shown = DisplayFormatter().format(montage(made.hu, 6, 3))
+    assert "image/png" not in shown[0] and decode(shown[0]["image/jpeg"]).ndim == 3
+    assert shown[1]["image/jpeg"]["alt"].startswith("A contact sheet of 6 slices: axial")
 
 
 def test_montage_says_what_is_synthetic(cohort):

@@ -9,8 +9,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from helpers.course.answers import answer, answers_of, numeric, same, verdict
+from helpers.course.answers import answer, answers_of, built, choice, numeric, same, verdict
 from helpers.ct.cohort import TASKS
+from helpers.phantom import simulate
 from helpers.scores.metrics import wilson
 
 
@@ -43,53 +44,229 @@ def check_shared_patients(function):
     return numeric(found[0], 1, hint, "A split is sound when this is 0 for every pair.", slips)
 
 
-def check_lung_window(low, high):
-    """2.1: level -600 and width 1500 as low and high."""
-    hint = "low = level - width / 2, high = level + width / 2."
-    half = "The width is the whole span: half of it lies on each side of the level."
-    slips = [((..., 1500), half), ((..., 900), half), ((150, ...), "low and high are swapped.")]
-    praise = "Air is black, muscle is white, and the lung gets the greys."
-    return numeric((low, high), (-1350, 150), hint, praise, slips)
+def check_distance_mm(function):
+    """2.1: the distance in mm between two voxels, by the affine."""
+
+    def right(affine, a, b):
+        return np.linalg.norm((affine @ [*b, 1] - affine @ [*a, 1])[:3])
+
+    upright = np.array([[0, 0, -0.7, 180], [0, -0.7, 0, 170], [8, 0, 0, -300], [0, 0, 0, 1]])
+    tilted = np.array([[0, 0, -0.6, 150], [3, -0.8, 0, 120], [4, 0.6, 0, -90], [0, 0, 0, 1]])
+    cases = [(upright, (20, 100, 200), (22, 130, 240)), (tilted, (3, 10, 12), (9, 50, 80))]
+    mistakes = [
+        (lambda affine, a, b: np.linalg.norm(np.subtract(b, a)),
+         "That is in voxels: a step along each axis has a length of its own in mm."),
+        (lambda affine, a, b: np.linalg.norm((affine @ [*np.subtract(b, a), 1])[:3]),
+         "The corner was added to the difference: its fourth number is 1 - 1 = 0."),
+        (lambda affine, a, b: (affine @ [*b, 1] - affine @ [*a, 1])[:3],
+         "These are its three legs; the distance is the root of the sum of their squares."),
+        (lambda affine, a, b: np.abs(affine @ [*b, 1] - affine @ [*a, 1]).sum(),
+         "That walks along the three legs; the distance goes straight."),
+        (lambda affine, a, b: np.linalg.norm(np.diag(affine)[:3] * np.subtract(b, a)),
+         "The steps do not stand on the diagonal: multiply by the whole matrix."),
+    ]  # fmt: skip
+    hints = (
+        "Look at the cell above: what turns one voxel into mm?",
+        "Bring both voxels to mm, and measure the straight line between the two places.",
+        "np.linalg.norm((affine @ [*b, 1] - ...)[:3])",
+    )
+    praise = "So does a viewer measure a lesion, whichever way the patient lay."
+    return built(function, right, cases, mistakes, hints, praise)
 
 
-def check_slice_distance(distance):
-    """2.2: the distance between slices after 41 slices of 8 mm became 64."""
-    hint = "The height stays 41 x 8 mm; 64 slices share it."
-    slips = [
-        (8, "8 mm is the distance before; 64 slices now share the same height."),
-        (8 * 64 / 41, "More slices over the same height lie closer together, not further apart."),
-    ]
-    return numeric(distance, 41 * 8 / 64, hint, "A stretch adds slices, not detail.", slips)
+def check_cannot_be_hu(function):
+    """2.2: whether an array cannot be the HU of a chest; one that was cast to 8 bits cannot."""
+    rng = np.random.default_rng(0)
+    chest = np.repeat([-1000.0, -850, -90, 50, 700], [40, 40, 10, 25, 5]) + rng.normal(0, 9, 120)
+    soft, cast = np.clip(chest, -990, 200), np.clip(chest, 0, 255)
+    others = [soft, cast, cast.astype(np.uint8), (chest + 1000) / 850 - 1, chest + 1024]
+    cases = [(values,) for values in [chest.astype(np.int16), np.append(chest, -3024), *others]]
+    mistakes = [
+        (lambda values: values.dtype == np.uint8,
+         "The cast may have been stored as other numbers since: ask the values, not the type."),
+        (lambda values: values.max() <= 255,
+         "A chest of which little bone is seen stays below 255 too: what must every chest hold?"),
+        (lambda values: values.min() >= 0,
+         "Values scaled to -1 ... 1 get through: ask for air, not for a minus sign."),
+        (lambda values: values.min() >= -1000,
+         "Air is only near -1000: noise and the scanner's offset move it."),
+        (lambda values: values.min() < -1024,
+         "Some scanners write -2000 or -3024 outside the field of view: these are still HU."),
+        (lambda values: values.min() < -200, "The other way round: True if it can not be HU."),
+    ]  # fmt: skip
+    hints = (
+        "Look at the histogram: what does every chest hold that the cast has lost?",
+        "Every chest holds air and lung, far below 0. Is there a value as low?",
+        "return values.min() > ..., with a bound between 0 and -900",
+    )
+    praise = "`read_study` asks this of every file, and that enough of it is air."
+    return built(function, lambda values: values.min() > -500, cases, mistakes, hints, praise)
 
 
-def check_lesion_hu(value, hu, mask):
-    """3.1: the mean HU inside the lesion; hu, mask: (D, H, W)."""
-    if mask is None:
-        print("This study comes without a lesion mask: try the phantom.")
+def check_grey_levels(function):
+    """2.3: a window of level and width, as grey levels 0 to 255."""
+
+    def between(hu, low, high):
+        return np.rint(np.clip((hu - low) / (high - low), 0, 1) * 255)
+
+    hu = np.array([[-1024, -900, -590, -500], [-90, 3, 45, 1000]])
+    cases = [(hu, -600, 1500), (hu, 40, 400), (hu[0], -500, 1100)]
+    mistakes = [
+        (lambda hu, level, width: between(hu, level - width, level + width),
+         "The width is the whole span: half of it lies on each side of the level."),
+        (lambda hu, level, width: between(hu, level, level + width),
+         "The level is the middle of the window, not its lower end."),
+        (lambda hu, level, width: between(hu, level, width),
+         "Level and width are not the two ends: the ends are level - width / 2 and + width / 2."),
+        (lambda hu, level, width: np.rint((hu - level + width / 2) / width * 255).astype(int) % 256,
+         "Outside the window it begins anew: 256 is 0 again in 8 bits. Clip before you cast."),
+        (lambda hu, level, width: between(hu, level - width / 2, level + width / 2) / 255,
+         "That is 0 to 1, as `window` gives it: 255 is to be white."),
+        (lambda hu, level, width: 255 - between(hu, level - width / 2, level + width / 2),
+         "Black and white are swapped: the dense tissue is the bright one."),
+        (lambda hu, level, width: np.clip((hu - level + width / 2) / width, 0, 1) * 255 // 1,
+         "astype cuts off what stands behind the point: round with np.rint first."),
+    ]  # fmt: skip
+    hints = (
+        "Look at `window` above: it gives 0 to 1.",
+        "Shift the low end to 0, divide by the width, clip to 0 ... 1, times 255, round.",
+        "np.rint(np.clip((hu - (level - width / 2)) / width, ...) * 255).astype(np.uint8)",
+    )
+    praise = "The first cast lost the lung for want of this line."
+
+    def right(hu, level, width):
+        return between(hu, level - width / 2, level + width / 2)
+
+    return built(function, right, cases, mistakes, hints, praise)
+
+
+def check_two_windows(soft_tissue, bone):
+    """2.4: two windows (level, width) in which certain tissues can be told apart."""
+    if not answer(soft_tissue, bone):
         return None
-    hint = "Index the HU with the mask, which picks the voxels where it is true, and take the mean."
-    slips = [
-        (hu[~mask].mean(), "That is the mean outside the lesion."),
-        ((hu * mask).mean(), "hu * mask keeps a 0 for every voxel outside: the mean counts them."),
-    ]
-    praise = "Clear lung is near -800 HU: every step up is less air."
-    return numeric(value, hu[mask].mean(), hint, praise, slips)
+    shown = {
+        "soft tissue": (soft_tissue, {"fat": -90, "fluid": 0, "muscle": 50}),
+        "bone": (bone, {"muscle": 50, "the spongy inside": 200, "the shell": 1000}),
+    }
+    for name, (pair, tissues) in shown.items():
+        try:
+            level, width = map(float, pair)
+        except (TypeError, ValueError):
+            return verdict(False, "", f"{name}: give (level, width), two numbers.")
+        if not width > 0:
+            return verdict(False, "", f"{name}: a window's width is above 0.")
+        grey = {t: 255 * ((hu - level) / width + 0.5) for t, hu in tissues.items()}
+        for tissue, value in grey.items():
+            if not 0 < value < 255:
+                colour = "black" if value <= 0 else "white"
+                return verdict(False, "", f"{name}: {tissue} ({tissues[tissue]} HU) is {colour}.")
+        for one, other in zip(list(grey)[:-1], list(grey)[1:], strict=True):
+            if (apart := grey[other] - grey[one]) < 20:
+                words = f"{one} and {other} are {apart:.0f} of 255 greys apart: too few to see."
+                return verdict(False, "", f"{name}: {words}")
+    praise = "No single window does both: fluid beside muscle needs a width below 640 HU, and"
+    return verdict(True, f"{praise} from fat to the shell it is 1090 HU.", "")
+
+
+def check_small_nodule(letter):
+    """2.5: what a slice of 8 mm shows of a nodule of 4 mm."""
+    because = {
+        "a": "A voxel holds the mean of all that lies in it, and half of this one is lung.",
+        "b": "It is half the slice's thickness: what is left of it is far above clear lung.",
+        "c": "Half nodule, half lung: (40 - 850) / 2 is about -400 HU, the HU of ground glass.",
+        "d": "In the plane the pixels are as small as before: only its HU change.",
+    }
+    return choice(letter, "c", because)
+
+
+def check_bone_metastasis(letter):
+    """3.1: why a dense metastasis cannot be seen in the lung window."""
+    because = {
+        "a": "It is 12 mm wide, some fifteen pixels, and one or two slices hold it.",
+        "b": "The window ends at 150 HU: bone of 200 and a metastasis of 700 are both white.",
+        "c": "A window changes no neighbour's grey: it maps each HU by itself.",
+        "d": "The window is named after the lung; it is applied to every voxel of the slice.",
+    }
+    return choice(letter, "b", because)
+
+
+def check_lesion_by_side(function):
+    """3.2: the mean HU of the lesion in the patient's right half and in the left one."""
+
+    def halves(hu, mask, axis):
+        parts = zip(np.array_split(hu, 2, axis), np.array_split(mask, 2, axis), strict=True)
+        return tuple(part[inside].mean() for part, inside in parts)
+
+    rng = np.random.default_rng(0)
+    cases = [(rng.integers(-900, 60, shape), rng.random(shape) < 0.3)
+             for shape in ((4, 6, 8), (6, 4, 10))]  # fmt: skip
+    mistakes = [
+        (lambda hu, mask: halves(hu, mask, 2)[::-1],
+         "Right and left are swapped: column 0 is the patient's right."),
+        (lambda hu, mask: halves(hu, mask, 1), "Those are the front and the back: halve columns."),
+        (lambda hu, mask: halves(hu, mask, 0), "Those are the feet's half and the head's half."),
+        (lambda hu, mask: halves(hu, ~mask, 2), "That is outside the lesion."),
+        (lambda hu, mask: halves(hu * mask, mask | True, 2),
+         "hu * mask keeps a 0 for every voxel outside, and the mean counts them."),
+        (lambda hu, mask: (hu[mask].mean(),) * 2, "That is the whole lesion, twice."),
+    ]  # fmt: skip
+    hints = (
+        "Which axis runs from the patient's right to the left, and where does it begin?",
+        "Halve both arrays along the columns; then index the HU with the mask.",
+        "hu[:, :, :half][mask[:, :, :half]].mean() is one of the two.",
+    )
+    praise = "Now try it: lesion_by_side(ill.hu, mask). The denser side has less air left."
+    return built(function, lambda hu, mask: halves(hu, mask, 2), cases, mistakes, hints, praise)
 
 
 def check_linked(function):
-    """3.2: the slice at the same fraction of the height."""
+    """3.3: the slice at the same fraction of the height."""
     cases = [(0, 40, 40), (39, 40, 20), (20, 41, 33), (0, 10, 40), (5, 10, 40), (32, 33, 54)]
-    found = answers_of(function, cases)
+    mistakes = [
+        (lambda k, n_a, n_b: k,
+         "A study of 20 slices has no slice 39: use the fraction of the height."),
+        (lambda k, n_a, n_b: (k + 0.5) / n_a * n_b,
+         "A slice is a whole number: int(...) cuts off the rest."),
+        (lambda k, n_a, n_b: k * n_b // n_a,
+         "That takes the slice's lower edge: its middle is at k + 0.5."),
+        (lambda k, n_a, n_b: int((k + 0.5) / n_b * n_a), "The two studies are swapped."),
+    ]  # fmt: skip
+    hints = (
+        "Run the viewer above: at which fraction of the height is slice k of n_a?",
+        "The middle of slice k is at (k + 0.5) / n_a of the height; find it in the other study.",
+        "int(... * n_b)",
+    )
+    praise = "20 slices and 40 slices reach the top of the lung together."
+
+    def right(k, n_a, n_b):
+        return int((k + 0.5) / n_a * n_b)
+
+    return built(function, right, cases, mistakes, hints, praise)
+
+
+def check_is_swapped(function):
+    """3.4: whether left and right are swapped, on patients of another hospital."""
+    if not (tried := answers_of(function, [(np.full((8, 8, 8), -1000, np.int16),)])):
+        return tried
+    patients = [simulate.make_study(k, "CT-2", 64, 20, site="elsewhere").hu for k in (0, 3, 4, 13)]
+    mirrored = [hu[:, :, ::-1] for hu in patients]
+    found = answers_of(function, [(hu,) for hu in patients + mirrored])
     if not found:
         return found
-    expected = [int((k + 0.5) / n_a * n_b) for k, n_a, n_b in cases]
-    hint = "The middle of slice k is at (k + 0.5) / n_a of the height; times n_b, as an int."
-    if same(found[1], 39):
-        hint = "A study of 20 slices has no slice 39: use the fraction of the height."
-    elif any(isinstance(number, float) and number % 1 for number in found):
-        hint = "A slice is a whole number: int(...) cuts off the rest."
-    right = all(map(same, found, expected))
-    return verdict(right, "20 slices and 40 slices reach the top of the lung together.", hint)
+    found, truth = [bool(np.all(called)) for called in found], [False] * 4 + [True] * 4
+    n_right = sum(np.equal(found, truth))
+    if len(set(found)) == 1:
+        hint = f"It says {found[0]} of all: every second one was mirrored."
+    elif n_right == 0:
+        hint = "Always the other way round: column 0 is the patient's right, where the liver is."
+    else:
+        hint = (
+            "Not of all eight. Look at the lowest slices: which organ is large on one side alone?",
+            "Compare how many voxels have the HU of liver (0 to 120) in the two halves.",
+            "low = hu[: len(hu) // 4], and count (low > 0) & (low < 120) in either half.",
+        )
+    praise = "Four patients and their mirror images, of a hospital that you had not seen."
+    return verdict(n_right == 8, praise, hint)
 
 
 def check_lstm_parameters(count):

@@ -19,7 +19,7 @@ from PIL import Image
 
 from helpers.ct import nifti, preprocessing
 from helpers.figures import rendering
-from helpers.figures.rendering import PLANES, PRESETS, render
+from helpers.figures.rendering import PLANES, PRESETS, encode, render
 
 ORIGIN = {"axial": "above the lowest", "coronal": "from the front", "sagittal": "from the right"}
 
@@ -146,7 +146,11 @@ def montage(
     low, high = level - width // 2, level + width // 2
     words = [scan.caption, scan.name, f"{plane}, {low} to {high} HU".replace("-", "−")]
     text = " · ".join(filter(None, words))
-    return Image.fromarray(rendering.annotate(np.asarray(sheet), text=text))
+    sheet = Image.fromarray(rendering.annotate(np.asarray(sheet), text=text))
+    # what a notebook shows: the JPEG alone, with a text for who cannot see it
+    words = {"alt": f"A contact sheet of {n} slices: {text}"}
+    sheet._repr_png_, sheet._repr_jpeg_ = None, lambda: (encode(np.asarray(sheet)), words)
+    return sheet
 
 
 class Viewer:
