@@ -266,34 +266,8 @@ def check_dense_block(function):
     return built(function, right, cases, mistakes, hints, praise)
 
 
-def check_f1(function):
-    """9.3: F1 of either class, from labels and calls."""
-
-    def right(labels, calls, positive, false_alarms=1, missed=1):
-        ill, called = labels == positive, calls == positive
-        found = 2 * (ill & called).sum()
-        wrong = false_alarms * (called & ~ill).sum() + missed * (ill & ~called).sum()
-        return found / (found + wrong)
-
-    mistakes = [
-        (lambda *given: right(*given[:2], 1), "It takes 1 for positive, whatever `positive` says."),
-        (lambda *given: right(*given, 0, 2), "That is the recall: F1 counts false alarms too."),
-        (lambda *given: right(*given, 2, 0), "That is the precision: F1 counts the missed too."),
-        (lambda *given: right(*given, 2, 2), "TP counts twice in F1, above and below."),
-    ]
-    hints = (
-        "Count three kinds of images: found (tp), false alarms (fp), missed (fn).",
-        "Found: label and call are both `positive`; a false alarm has the call only.",
-        "2 * tp / (2 * tp + fp + fn); tp is ((labels == positive) & (calls == positive)).sum().",
-    )
-    published = np.repeat([1, 0], [98, 105]), np.repeat([1, 0, 1, 0], [81, 17, 14, 91])
-    cases = [(*published, 1), (*published, 0), (np.array([1, 1, 0]), np.array([1, 0, 0]), 0)]
-    praise = "For the published counts: .839 for COVID, .854 for the others, by the same calls."
-    return built(function, right, cases, mistakes, hints, praise)
-
-
 def check_direction(function):
-    """9.4: from a code that numbers COVID 0 to this course's direction, with nothing changed."""
+    """9.3: from a code that numbers COVID 0 to this course's direction, with nothing changed."""
     rng, labels = np.random.default_rng(0), np.arange(60) % 2
     probability = np.clip(rng.normal(0.4 + 0.2 * labels, 0.15), 0.01, 0.99)
     found = answers_of(function, [(labels, probability, 0.45)])
@@ -320,7 +294,7 @@ def check_direction(function):
 
 
 def check_experiment(letter):
-    """9.5: the experiment that blames the others and not the scanner."""
+    """9.4: the experiment that blames the others and not the scanner."""
     because = {
         "a": "Another seed changes neither: ask what the two collections differ in.",
         "b": "One thing changes, the others, and no picture of another scanner comes in.",
