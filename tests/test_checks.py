@@ -11,15 +11,17 @@ from nibabel.affines import apply_affine
 from notebook_tools import FILES, cells, exercises
 from scipy import ndimage
 from scipy.stats import binomtest
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, balanced_accuracy_score
+from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torchvision.models.densenet import _DenseBlock
 
 from helpers.course import answers, checks
 from helpers.covidct import covid_ct
 from helpers.ct import nifti, preprocessing
 from helpers.figures import rendering
-from helpers.learn import moco, networks
+from helpers.learn import augmentation, moco, networks
 from helpers.scores import metrics
 
 HU = np.random.default_rng(0).integers(-900, 60, (4, 5, 6))
@@ -160,22 +162,22 @@ SCORES = np.array([0.0, 1.0, -1.0, 2.0])
         ("accuracy_without_copies", (168 / 203,), "both numbers"),
         ("accuracy_without_copies", (0.828,), "both numbers"),
         ("accuracy_without_copies", (0.8,), "both numbers"),
-        ("black_rows", (56,), "two black bars"),
-        ("black_rows", (0,), "stretched"),
-        ("black_rows", (100,), "400"),
-        ("f1_of_covid", (0.8545,), "of the others"),
-        ("f1_of_covid", (81 / 98,), "sensitivity"),
-        ("f1_of_covid", (172 / 203,), "TP = 81"),
-        ("f1_of_covid", (160 / 191,), "TP = 81"),
-        ("experiment", ("a",), "Another seed"),
-        ("experiment", ("C",), "asks about the scanner"),
-        ("experiment", ("d",), "change together"),
-        ("experiment", (3,), "one of the letters"),
-        ("loss_of_guessing", (0.693147,), "two answers"),
-        ("loss_of_guessing", (np.log(512),), "counts too"),
-        ("loss_of_guessing", (1 / 513,), "logarithm"),
-        ("half_life", (50,), "what is left"),
-        ("half_life", (100,), "0.99 **"),
+        ("direction", (lambda y, p, t: (1 - y, p, t),), "AUC was"),
+        ("direction", (lambda y, p, t: (y, p, t),), "COVID has to be 1"),
+        ("direction", (lambda y, p, t: (y, 1 - p, t),), "COVID has to be 1"),
+        ("direction", (lambda y, p, t: (1 - y, -p, -t),), "0 to 1"),
+        ("direction", (lambda y, p, t: (1 - y, 1 - p, t),), "threshold turns"),
+        ("direction", (lambda y, p, t: (1 - y, 1 - p),), "Return labels"),
+        ("direction", (lambda y, p, t: 1 - p,), "Return labels"),
+        ("direction", (lambda y, p, t: (1 - y, [0.5], t),), "Return labels"),
+        ("direction", (lambda y, p, t: p[t],), "IndexError"),
+        ("views", ({},), "too much alike"),
+        ("views", ({"scale": (0.95, 1.0)},), "too much alike"),
+        ("views", (vars(augmentation.CONTRAST),), "`brightness`"),
+        ("views", ({"scale": (0.03, 0.2), "contrast": 0.2},), "`scale`"),
+        ("views", ({"scale": (0.5, 1.0), "blur": 12.0},), "`blur`"),
+        ("views", ({"zoom": 2},), "TypeError"),
+        ("views", (0.5,), "TypeError"),
         ("cores_of_one_client", (238.4,), "eight bits"),
         ("cores_of_one_client", (298,), "a core makes 10"),
         ("cores_of_one_client", (3,), "through the link"),
@@ -273,35 +275,61 @@ def wilson_of_scipy():
     return interval.low, interval.high
 
 
-def black_rows():
-    """Of a white image of 400 x 200 pixels, letterboxed as the course does it."""
-    seen = covid_ct.letterbox(np.full((200, 400), 255, np.uint8), (224, 224))
-    return (int((seen == 0).all(axis=1).sum()),)
+def letterboxed_by_the_course(picture):
+    return covid_ct.letterbox(picture, (max(picture.shape),) * 2)
 
 
-def f1_of_scikit_learn():
-    truth = np.repeat([1, 0], [98, 105])
-    return (f1_score(truth, np.repeat([1, 0, 1, 0], [81, 17, 14, 91])),)
+def dense_block_of_torchvision(maps, layers):
+    """Its forward pass, with layers that take the list of all maps so far."""
+    block = _DenseBlock(len(layers), 1, 1, 1, 0)
+    for name, layer in zip(block, layers, strict=True):
+        block[name].forward = lambda so_far, layer=layer: torch.from_numpy(
+            layer(torch.cat(so_far, 1)[0].numpy())
+        )[None]
+    return block(torch.from_numpy(maps)[None])[0].numpy()
+
+
+def as_scikit_learn_turns_it(labels, probability, threshold):
+    """Column 0 of predict_proba is the other class's; nothing may lie on the threshold."""
+    both = np.column_stack([1 - probability, probability])
+    assert (probability != threshold).all()
+    return (labels == 0).astype(int), both[:, 0], 1 - threshold
+
+
+def cosine_of_random_features():
+    """The letter whose range holds it, for drawn chests and a network nobody trained."""
+    torch.manual_seed(0)
+    rows, columns = np.mgrid[-1:1:64j, -1:1:64j]
+    pictures = []
+    for wide in np.linspace(0.6, 0.95, 8):
+        lung = ((abs(columns) - 0.45 * wide) / 0.3) ** 2 + (rows / 0.5) ** 2 < 1
+        body = (columns / wide) ** 2 + (rows / 0.8) ** 2 < 1
+        pictures.append(np.where(lung, 40, 150 * body))
+    found = moco.features(networks.SmallCNN(16), np.array(pictures, np.uint8)[:, None])
+    assert (found @ found.T)[np.triu_indices(8, 1)].mean() > 0.9
+    return ("c",)
+
+
+def loss_of_moco(query, key, queue, temperature):
+    """MoCo's own, with a network that hands on what it gets."""
+    encoder = nn.Identity()
+    encoder.features = len(query)
+    model = moco.MoCo(encoder, len(query), len(queue), temperature=temperature)
+    model.encoder_q, model.encoder_k = nn.Identity(), nn.Identity()
+    model.queue = torch.from_numpy(queue).float()
+    one, other = (torch.from_numpy(view[None]).float() for view in (query, key))
+    return cross_entropy(model(one, other), RIGHT).item()
+
+
+def vote_of_scikit_learn(train, labels, features, n):
+    model = KNeighborsClassifier(n).fit(train, labels)  # of length 1: nearest is most similar
+    return model.predict_proba(features)[:, list(model.classes_).index(1)]
 
 
 def experiment_that_changes_the_others_alone():
     """Of what each experiment changes between the two judgements that it compares."""
     changes = {"a": {"seed"}, "b": {"others"}, "c": {"picture"}, "d": {"others", "scanner"}}
     return ([letter for letter, what in changes.items() if what == {"others"}][0],)
-
-
-def steps_to_half_new():
-    """How often MoCo's slow network follows a fast one until it has come half-way."""
-    encoder = nn.Linear(1, 1)
-    encoder.features = 1
-    model, n_steps = moco.MoCo(encoder, momentum=0.99), 0
-    fast, slow = (network[0].weight.data for network in (model.encoder_q, model.encoder_k))
-    fast.fill_(1.0)
-    slow.fill_(0.0)
-    while slow.item() < 0.5:
-        model.momentum_update()
-        n_steps += 1
-    return (n_steps,)
 
 
 def cores_that_a_link_feeds():
@@ -335,11 +363,14 @@ FOLLOWS = {
     "6.2, as taught": ("seed_interval", lambda: taught("06", "wilson")(16, 20)[1:]),
     "8.1": ("preprint_doi", lambda: (covid_ct.normalise_doi,)),
     "8.2": ("accuracy_without_copies", lambda: (np.repeat([1, 0], [168, 35])[2:].mean(),)),
-    "9.1": ("black_rows", black_rows),
-    "9.2": ("f1_of_covid", f1_of_scikit_learn),
-    "9.3": ("experiment", experiment_that_changes_the_others_alone),
-    "10.1": ("loss_of_guessing", lambda: (cross_entropy(torch.zeros(1, 513), RIGHT).item(),)),
-    "10.2": ("half_life", steps_to_half_new),
+    "9.1": ("square", lambda: (letterboxed_by_the_course,)),
+    "9.2": ("dense_block", lambda: (dense_block_of_torchvision,)),
+    "9.3": ("direction", lambda: (as_scikit_learn_turns_it,)),
+    "9.4": ("experiment", experiment_that_changes_the_others_alone),
+    "10.1": ("views", lambda: (vars(augmentation.PUBLISHED) | {"gamma": 1.1},)),
+    "10.2": ("cosine", cosine_of_random_features),
+    "10.3": ("info_nce", lambda: (loss_of_moco,)),
+    "10.4": ("vote", lambda: (vote_of_scikit_learn,)),
     "11.1": ("loss_of_shares", lambda: (np.mean([0.6, 0.6, 0.6, 1.0]),)),
     "11.2": ("cores_of_one_client", cores_that_a_link_feeds),
 }
@@ -366,9 +397,6 @@ def test_two_steps_have_the_full_rate():
         ("always_covid", [(0.77, 0.5), (0.7704, 0.5)]),
         ("seed_interval", [(0.58, 0.92), (0.584, 0.919)]),
         ("accuracy_without_copies", [(0.826,), (0.83,), (0.8259,), (np.float32(166 / 201),)]),
-        ("f1_of_covid", [(0.84,), (0.839,), (162 / 193,)]),
-        ("loss_of_guessing", [(6.24,), (6.2,), (6.2403,)]),
-        ("half_life", [(69,), (68.97,), (np.int64(69),)]),
         ("loss_of_shares", [(0.7,), (0.7000000000000001,)]),
         ("cores_of_one_client", [(29,), (29.8,), (30,)]),
         ("lstm_parameters", [(82944,), (82944.0,)]),

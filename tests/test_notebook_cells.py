@@ -138,7 +138,7 @@ def test_09_takes_another_collection_and_clear_slices(tmp_path, monkeypatch):
     space |= {"EXTERNAL_IMAGES": str(tmp_path / "out"), "SLICES": str(tmp_path / "clear")}
     space |= {"root": None, "size": 64}
     space["data"] = SimpleNamespace(table=None, caption="Here.", labels=np.array([1, 0]))
-    for cell in (*code_of("09", "read_elsewhere("), *code_of("09", "def tissue_grey")):
+    for cell in (*code_of("09", "read_elsewhere("), *code_of("09", "lungs.tissue_grey")):
         exec(cell.source, space)
     assert space["pictures"].shape == (4, 1, 64, 64) and space["truth"].tolist() == [1, 1, 0, 0]
     assert space["patients"] is None and space["caption"] == "Here. Elsewhere: out."

@@ -43,6 +43,7 @@ def test_10_pre_trains_from_imagenet_as_self_trans_did(tmp_path):
     environment = {"PYTHONPATH": str(runner.ROOT), "TQDM_DISABLE": "1"}
     runner.execute(file, tmp_path / "out.ipynb", parameters, tmp_path, environment)
     found = results(tmp_path / "runs", "10")
+    assert max(found["apart"].values()) < 1e-4  # the step by hand
     assert {"ImageNet, official", "ImageNet, then MoCo, clean"} <= set(found["scores"])
     assert [*(tmp_path / "runs").glob("moco-lite0-imagenet-*/last.pt")]
     probes = {name: line["linear probe"] for name, line in found["probe"].items()}

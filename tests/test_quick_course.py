@@ -107,7 +107,7 @@ def test_quick_09_learns_on_both_splits(quick_runs):
     small = [found["scores"][f"small CNN, {split}"]["auc"] for split in ("official", "clean")]
     print("small CNN test AUC", small)
     assert all(value > 0.7 and low > 0.55 and high <= 1 for value, low, high in small)
-    assert "DenseNet169, official" in found["scores"]
+    assert "DenseNet169, official" in found["scores"] and found["apart"] < 1e-4
     covid, others = (
         found["direction"][f"{who} positive"] for who in ("COVID is", "the others are")
     )
@@ -116,6 +116,7 @@ def test_quick_09_learns_on_both_splits(quick_runs):
 
 def test_quick_10_recognises_and_fine_tunes(quick_runs):
     found = results(quick_runs, "10")
+    assert max(found["apart"].values()) < 1e-4
     history = found["history"]
     # of one batch of 64 an epoch, so one value says little; chance is 1 / 64
     assert np.mean([row["top1_accuracy"] for row in history[-10:]]) > 2 / 64

@@ -60,8 +60,7 @@ def alike(found, expected):
         expected = np.asarray(expected, float)
     except (TypeError, ValueError):
         return False
-    close = np.allclose(found, expected, 1e-5, equal_nan=True) if found.size else True
-    return found.shape == expected.shape and close
+    return found.shape == expected.shape and np.allclose(found, expected, 1e-5, equal_nan=True)
 
 
 def numeric(found, expected, hint, praise, slips=(), tolerance=1e-5):

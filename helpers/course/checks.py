@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import torch
+from torch.nn.functional import normalize
 
 from helpers.course.answers import answer, answers_of, built, choice, numeric, same, verdict
 from helpers.ct.cohort import TASKS
+from helpers.learn.augmentation import ImageAugmentation
 from helpers.phantom import simulate
-from helpers.scores.metrics import wilson
+from helpers.scores.metrics import auc, wilson
 
 
 def check_published_task(task):
@@ -362,54 +365,239 @@ def check_accuracy_without_copies(accuracy):
     return numeric(accuracy, 166 / 201, hint, "From .828 to .826.", slips)
 
 
-def check_black_rows(n_rows):
-    """9.1: the black rows after an image of 400 x 200 pixels (width x height) fills 224 x 224."""
-    hint = "The longer side, 400, becomes 224; the other shrinks by the same factor."
-    slips = [
-        (112 / 2, "That is one of the two black bars."),
-        (0, "Without black rows the lung would be stretched to twice its height."),
+def check_square(function):
+    """9.1: a picture in the middle of a black square, nothing cut and nothing stretched."""
+
+    def right(picture):
+        missing = max(picture.shape) - np.array(picture.shape)
+        return np.pad(picture, [(n // 2, n - n // 2) for n in missing])
+
+    def in_the_corner(picture):
+        return np.pad(picture, [(0, max(picture.shape) - n) for n in picture.shape])
+
+    def cropped(picture):
+        (top, left), side = (np.array(picture.shape) - min(picture.shape)) // 2, min(picture.shape)
+        return picture[top : top + side, left : left + side]
+
+    def stretched(picture):
+        side = np.arange(max(picture.shape))
+        return picture[np.ix_(*(side * n // len(side) for n in picture.shape))]
+
+    mistakes = [
+        (cropped, "That cuts off the sides, and some of the lung: black bars keep all of it."),
+        (in_the_corner, "All bars are on one side: half of them belong above, or on the left."),
+        (stretched, "The square is filled by a stretch: a chest twice as tall as it was."),
     ]
-    return numeric(n_rows, 112, hint, "The shape of the chest stays as it was.", slips)
+    hints = (
+        "Begin with a black square whose side is the longer one of picture.shape.",
+        "The picture goes into rows top to top + rows; half of what is left over lies above it.",
+        "square[top : top + rows, left : left + columns] = picture, with top = (side - rows) // 2.",
+    )
+    cases = [(np.arange(1, 1 + h * w, dtype=np.uint8).reshape(h, w),) for h, w in ((4, 9), (7, 5))]
+    praise = "One factor now fits both sides: resized, the chest keeps its shape."
+    return built(function, right, cases, mistakes, hints, praise)
 
 
-def check_f1_of_covid(f1):
-    """9.2: F1 with COVID as positive, of 81 of 98 found and 91 of 105 others called right."""
-    hint = "17 missed and 14 false alarms: F1 = 2 TP / (2 TP + FP + FN), with TP = 81."
-    slips = [
-        (182 / 213, "That is the F1 of the others: there TP is 91."),
-        (81 / 98, "That is the sensitivity: F1 counts the false alarms too."),
+def check_dense_block(function):
+    """9.2: every layer of a dense block gets the block's input and all that was made before."""
+
+    def right(maps, layers):
+        for layer in layers:
+            maps = np.concatenate([maps, layer(maps)])
+        return maps
+
+    def chain(maps, layers):
+        for layer in layers:
+            maps = layer(maps)
+        return maps
+
+    def side_by_side(maps, layers):
+        return np.concatenate([maps, *(layer(maps) for layer in layers)])
+
+    def last_only(maps, layers):
+        made = [maps]
+        for layer in layers:
+            made.append(layer(made[-1]))
+        return np.concatenate(made)
+
+    mistakes = [
+        (chain, "That is a plain chain: what the earlier layers made is gone at the end."),
+        (
+            side_by_side,
+            "Every layer saw the block's input alone: give it what was made since, too.",
+        ),
+        (last_only, "All is kept, but each layer saw only the maps of the one before it."),
+        (
+            lambda maps, layers: right(maps, layers)[len(maps) :],
+            "The block's own input is missing.",
+        ),
     ]
-    return numeric(f1, 162 / 193, hint, "The same calls: .854 became .839.", slips)
+    hints = (
+        "Look at the drawing: how many arrows lead into the last layer?",
+        "Keep one stack of maps; each layer reads all of it, and what it makes is put on top.",
+        "In a loop over the layers: maps = np.concatenate([maps, layer(maps)]).",
+    )
+    layers = [lambda maps: maps.sum(axis=0, keepdims=True), lambda maps: maps[-2:] * 2]
+    cases = [(np.ones((3, 2, 2)), layers * 2), (np.arange(8.0).reshape(2, 2, 2), layers)]
+    praise = "Nothing is made twice: what is there can be read by every later layer."
+    return built(function, right, cases, mistakes, hints, praise)
+
+
+def check_direction(function):
+    """9.3: from a code that numbers COVID 0 to this course's direction, with nothing changed."""
+    rng, labels = np.random.default_rng(0), np.arange(60) % 2
+    probability = np.clip(rng.normal(0.4 + 0.2 * labels, 0.15), 0.01, 0.99)
+    found = answers_of(function, [(labels, probability, 0.45)])
+    if not found:
+        return found
+    try:
+        covid, ours, threshold = (np.asarray(part, float) for part in found[0])
+        before, after = auc(labels, probability), auc(covid.astype(int), ours)
+    except (TypeError, ValueError):
+        return verdict(False, "", "Return labels, probabilities and threshold, one for each image.")
+    n_changed = ((ours >= threshold) == (probability >= 0.45)).sum()
+    problems = {
+        "In the labels, COVID has to be 1 and the others 0.": (covid == labels).any(),
+        "A probability lies in 0 to 1: those of both classes sum to 1.": abs(ours - 0.5).max()
+        > 0.5,
+        f"The AUC was {before:.2f} and is {after:.2f}: labels and probabilities turn together.": (
+            abs(after - before) > 1e-9
+        ),
+        f"{n_changed} images are called otherwise now: the threshold turns, too.": n_changed,
+    }
+    problems = [problem for problem, is_there in problems.items() if is_there]
+    praise = "The same AUC and the same calls; only recall, precision and F1 change their class."
+    return verdict(not problems, praise, [*problems, ""][0])
 
 
 def check_experiment(letter):
-    """9.3: the experiment that blames the negatives and not the scanner."""
-    if not answer(letter):
-        return None
-    hints = {
+    """9.4: the experiment that blames the others and not the scanner."""
+    because = {
         "a": "Another seed changes neither: ask what the two collections differ in.",
+        "b": "One thing changes, the others, and no picture of another scanner comes in.",
         "c": "That changes the picture, not who the others are: it asks about the scanner.",
         "d": "Then scanner and others change together, and either may be the reason.",
     }
-    found = str(letter).strip().lower()
-    hint = hints.get(found, "Give one of the letters, as text: for example 'a'.")
-    praise = "One thing changes, and no other scanner comes in: the AUC went from .70 to .29."
-    return verdict(found == "b", praise, hint)
+    return choice(letter, "b", because)
 
 
-def check_loss_of_guessing(loss):
-    """10.1: the loss when one right and 512 wrong keys are all equally similar."""
-    hint = "Each of the 513 gets the probability 1 / 513; the loss is minus its logarithm."
-    two = "That is two answers; here there are 513."
-    slips = [(np.log(2), two), (np.log(512), "The right key counts too.")]
-    return numeric(loss, np.log(513), hint, "A loss near this has learned nothing.", slips)
+def check_views(settings):
+    """10.1: random changes that leave a faint haze in the lung, and make views that differ."""
+    if not answer(settings):
+        return None
+    try:
+        kept, matched = _views(settings)
+    except Exception as error:
+        return verdict(False, "", f"It stopped with {type(error).__name__}: {error}")
+    found = f"The haze is left in {kept:.0%} of the views, and pixels alone match {matched:.0%}."
+    if kept < 0.95:
+        worst = min(settings, key=lambda name: _views({name: settings[name]})[0])
+        hint = f"{found} What loses it most, by itself, is `{worst}`: less of that."
+    else:
+        hint = f"{found} The two views are too much alike: move or cut them more."
+    return verdict(kept >= 0.95 and matched <= 0.3, found, hint)
 
 
-def check_half_life(n_steps):
-    """10.2: after how many steps half of the key network is new, at a momentum of 0.99."""
-    hint = "After n steps the old weights count 0.99 ** n: when is that 0.5?"
-    slips = [(50, "Each step takes a hundredth of what is left, not of the whole.")]
-    return numeric(n_steps, np.log(0.5) / np.log(0.99), hint, "At 0.999 it would be 693.", slips)
+def _views(settings):
+    """How many views still show the haze, and how many pairs the pixels alone bring together."""
+    rng, (y, x) = np.random.default_rng(0), np.mgrid[-1:1:64j, -1:1:64j]
+    chests, ill = [], []
+    for side in (-1, 1) * 16:
+        width, height, a, b = rng.uniform((0.8, 0.6, 0.26, 0.36), (0.98, 0.85, 0.36, 0.5))
+        lung = ((abs(x) - 0.45 * width) / a) ** 2 + (y / b) ** 2 < 1
+        haze = (x - side * 0.5 * width) ** 2 + (y - rng.uniform(-0.15, 0.3)) ** 2 < 0.16**2
+        chests.append(np.where(lung, 0.15, 0.6 * ((x / width) ** 2 + (y / height) ** 2 < 1)))
+        ill.append(chests[-1] + 0.1 * (haze & lung))
+    ill, chests = (
+        torch.tensor(np.array(some)[:, None], dtype=torch.float32) for some in (ill, chests)
+    )
+    augment, shares = ImageAugmentation(**settings), []
+    for seed in range(4):
+        pairs = ((ill, seed), (chests, seed), (ill, 100 + seed))
+        one, healthy, other = (augment(x, torch.Generator().manual_seed(s)) for x, s in pairs)
+        kept = ((one - healthy).abs() > 0.04).flatten(1).sum(1) >= 8
+        one, other = (
+            view.flatten(1) - view.flatten(1).mean(1, keepdim=True) for view in (one, other)
+        )
+        nearest = (normalize(one, dim=1) @ normalize(other, dim=1).T).argmax(1)
+        shares.append([kept.float().mean(), (nearest == torch.arange(32)).float().mean()])
+    return np.mean(shares, axis=0)
+
+
+def check_cosine(letter):
+    """10.2: how alike the features of two slices are before any training."""
+    because = {
+        "a": "That would hold for vectors drawn at random; these come from pictures much alike.",
+        "b": "Slices differ less than that: body, lungs and spine are in all of them.",
+        "c": "All are chests, and what they share outweighs by far what tells them apart.",
+        "d": "Opposite features would need opposite pictures; and a ReLU leaves no negative ones.",
+    }
+    return choice(letter, "c", because)
+
+
+def check_info_nce(function):
+    """10.3: the loss of one query, its key and a queue of wrong keys; all of length 1."""
+
+    def right(query, key, queue, temperature):
+        logits = np.r_[query @ key, queue @ query] / temperature
+        return np.log(np.exp(logits).sum()) - logits[0]
+
+    def wrong_keys_only(query, key, queue, temperature):
+        return np.log(np.exp(queue @ query / temperature).sum()) - query @ key / temperature
+
+    def multiplied(query, key, queue, temperature):
+        return right(query, key, queue, 1 / temperature)
+
+    mistakes = [
+        (lambda *given: right(*given[:3], 1), "Divide the similarities by the temperature."),
+        (multiplied, "That multiplies by the temperature; a small one has to widen differences."),
+        (wrong_keys_only, "The right key is one of the possible answers: it counts below, too."),
+        (lambda *given: -right(*given), "The sign: a loss falls as the right key gains."),
+        (lambda *given: np.exp(-right(*given)), "That is the probability: minus its logarithm."),
+    ]
+    hints = (
+        "All lengths are 1: a similarity is a dot product, with the key and with each wrong one.",
+        "Divide all by the temperature, take a softmax, and of the right key's share -log.",
+        "logits = np.r_[query @ key, queue @ query] / temperature; log(sum(exp(logits))) - ...",
+    )
+    keys = np.random.default_rng(0).normal(size=(9, 4))
+    keys /= np.linalg.norm(keys, axis=1, keepdims=True)
+    cases = [(keys[0], keys[1], keys[2:], 0.2), (keys[3], keys[3], keys[:3], 0.5)]
+    praise = "With n keys that are all alike it is log(n): a loss near that has learned nothing."
+    return built(function, right, cases, mistakes, hints, praise)
+
+
+def check_vote(function):
+    """10.4: the share of COVID among the n training images that are most similar."""
+
+    def right(train, labels, features, n):
+        return labels[np.argsort(-features @ train.T, axis=1)[:, :n]].mean(axis=1)
+
+    def by_training_image(train, labels, features, n):
+        return labels[np.argsort(-train @ features.T, axis=1)[:, :n] % len(labels)].mean(axis=1)
+
+    mistakes = [
+        (lambda t, y, f, n: right(-t, y, f, n), "Those are the least similar: sort from the top."),
+        (
+            lambda *given: (right(*given) > 0.5) * 1.0,
+            "Give the share: a vote of 3 to 2 is no 5 to 0.",
+        ),
+        (lambda *given: right(*given) * given[3], "That is how many; divide by n for the share."),
+        (lambda t, y, f, n: right(t, y, f, 1), "That is the nearest one alone: n of them vote."),
+        (by_training_image, "A row for each image asked about: features @ train_features.T."),
+    ]
+    hints = (
+        "Rows have length 1: all similarities at once are one product of two matrices.",
+        "For each row the places of its n largest similarities, then the labels there.",
+        "near = np.argsort(-features @ train_features.T, axis=1)[:, :n]; then labels[near] ...",
+    )
+    rng, cases = np.random.default_rng(1), []
+    for n in (3, 4):
+        rows = rng.normal(size=(14, 5))
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        cases.append((rows[:10], rng.integers(0, 2, 10), rows[10:], n))
+    praise = "Nothing was fitted: the features alone decide who votes."
+    return built(function, right, cases, mistakes, hints, praise)
 
 
 def check_loss_of_shares(loss):

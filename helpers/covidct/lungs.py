@@ -61,12 +61,21 @@ def find_lungs(grey: np.ndarray) -> np.ndarray:
     return ndimage.binary_fill_holes(closed)[r:-r, r:-r] | mask
 
 
+def tissue_grey(picture: np.ndarray) -> float:
+    """The grey of soft tissue: the median of what is bright in a picture (H, W), uint8.
+
+    ValueError for a picture that is black all over.
+    """
+    grey = without_bars(picture)
+    return float(np.median(grey[grey > otsu(grey)]))
+
+
 def standardise_grey(grey: np.ndarray, lungs: np.ndarray) -> np.ndarray:
     """Greys with aired lung at 0 and soft tissue at 1, whatever the window was; float32 (H, W).
 
-    Aired lung: the 20th percentile inside the mask. Soft tissue: the median of what is bright.
+    Aired lung: the 20th percentile inside the mask. Soft tissue: see `tissue_grey`.
     """
-    aired, tissue = np.percentile(grey[lungs], 20), np.median(grey[grey > otsu(grey)])
+    aired, tissue = np.percentile(grey[lungs], 20), tissue_grey(grey)
     return ((grey - aired) / max(tissue - aired, 20)).astype(np.float32)
 
 
@@ -81,6 +90,14 @@ def lung_histogram(picture: np.ndarray, n_bins: int = 16) -> np.ndarray:
     values = standardise_grey(grey, lungs)[inner if inner.any() else lungs]
     counts, _ = np.histogram(values.clip(-0.15, 1.05), n_bins, (-0.15, 1.05))
     return counts / counts.sum()
+
+
+def hazy_share(histogram: np.ndarray) -> np.ndarray:
+    """The share of the lungs that is greyer than aired lung: 0.225 to 0.75 on their own scale.
+
+    histogram: (..., 16), from `lung_histogram`; returns (...,).
+    """
+    return histogram[..., 5:12].sum(axis=-1)
 
 
 def lungs_alone(picture: np.ndarray, size: int = 224, sharpness: int = 96) -> np.ndarray:

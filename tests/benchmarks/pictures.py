@@ -44,14 +44,8 @@ class Middle(nn.Module):
 
 
 def hazy_share(picture) -> float:
-    """The share of the lungs from 0.225 to 0.75 on their own scale of greys, as in notebook 9."""
-    return lungs.lung_histogram(picture)[5:12].sum()
-
-
-def tissue_grey(picture) -> float:
-    """The grey of soft tissue."""
-    grey = lungs.without_bars(picture)
-    return float(np.median(grey[grey > lungs.otsu(grey)]))
+    """How much of the lungs of one picture (H, W) is hazy."""
+    return float(lungs.hazy_share(lungs.lung_histogram(picture)))
 
 
 def describe(pictures, data_dir) -> dict:
@@ -106,7 +100,10 @@ def main() -> None:
     groups |= {"COVID, elsewhere": pictures[truth == 1], "their others": pictures[truth == 0]}
     groups["clear slices"] = clear
     for name, some in groups.items():
-        hazy, tissue = (np.median([f(p) for p in some[:, 0]]) for f in (hazy_share, tissue_grey))
+        hazy, tissue = (
+            np.median([see(picture) for picture in some[:, 0]])
+            for see in (hazy_share, lungs.tissue_grey)
+        )
         print(f"{name}: median hazy share {hazy:.3f}, grey of soft tissue {tissue:.0f}", flush=True)
     ours, theirs, clears = (
         describe(some, given.data_dir) for some in (data.images, pictures, clear)
