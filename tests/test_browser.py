@@ -442,6 +442,41 @@ def test_03_had_no_javascript_error(explored):
     assert not explored.errors
 
 
+DRAGGED = "viewers.Threshold([0, 0, 1, 0, 1, 1], [0.0, 0.1, 0.4, 0.5, 0.8, 1.0])"
+
+
+def test_a_threshold_is_dragged(page, lab, tmp_path):
+    """By key and by mouse, in a notebook of one cell; the picture is what the kernel draws."""
+    file = tmp_path / "threshold.ipynb"
+    source = f"import sys\nsys.path.insert(0, '..')\nfrom helpers.figures import viewers\n{DRAGGED}"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
+    nbformat.write(notebook, file)
+    copy_course(lab, file)
+    try:
+        open_and_run_all(page, lab, file)
+        output = output_of(page, "viewers.Threshold")
+        wait_for_text(output, "Threshold 0.50: 2 of 3 ill are called")
+        knob, rail = output.locator(".noUi-handle"), output.locator(".noUi-base").first
+        knob.focus()
+        page.keyboard.press("Home")
+        wait_for_text(output, "3 of 3 ill are called, sensitivity 1.00; 0 of 3 healthy are not")
+        slider, words, picture = eval(DRAGGED).widget.children
+        slider.value = 0
+        wait_until(page, lambda: bytes_in(output) == picture.value, "another picture")
+        box, ends = knob.bounding_box(), rail.bounding_box()
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        page.mouse.down()
+        page.mouse.move(ends["x"] + ends["width"] * 0.9, box["y"] + 4, steps=8)
+        page.mouse.up()
+        wait_for_text(output, "1 of 3 ill are called, sensitivity 0.33; 3 of 3 healthy are not")
+        for width in (1200, 700):
+            take_screenshot(page, output, "06-threshold", width)
+    finally:
+        page.close()
+        shut_down_kernels(lab)
+
+
 @pytest.mark.parametrize("file", OTHERS, ids=lambda file: file.stem)
 def test_opened_first_in_jupyterlab(file, page, lab):
     """With nothing there it makes what it needs, where it should, and no error shows."""

@@ -10,8 +10,7 @@ import torch
 from nibabel.affines import apply_affine
 from notebook_tools import FILES, cells, exercises
 from scipy import ndimage
-from scipy.stats import binomtest
-from sklearn.metrics import accuracy_score, balanced_accuracy_score
+from sklearn.metrics import roc_curve
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -26,6 +25,7 @@ from helpers.scores import metrics
 
 HU = np.random.default_rng(0).integers(-900, 60, (4, 5, 6))
 MASK = HU > -200
+CHOOSING = pd.DataFrame({"label": [0, 0, 1, 0, 0, 1, 1], "probability": np.arange(1, 8) / 10})
 
 
 def all_exercises():
@@ -37,7 +37,7 @@ def all_exercises():
 
 
 def run_with(code, check_line):
-    space = {"checks": checks, "np": np, "wilson": metrics.wilson}
+    space = {"checks": checks, "np": np, "metrics": metrics, "choosing": CHOOSING}
     space |= {"ill": SimpleNamespace(hu=HU), "mask": MASK}
     exec(code, space)
     return eval(check_line, space)
@@ -197,10 +197,12 @@ SCORES = np.array([0.0, 1.0, -1.0, 2.0])
         ("learning_rate", (100,), "cosine"),
         ("learning_rate", (8,), "straight piece"),
         ("learning_rate", (11,), "straight piece"),
-        ("always_covid", (76 / 331, 0.5), "healthy"),
-        ("always_covid", (255 / 331, 255 / 331), "mean of"),
-        ("seed_interval", (0.625, 0.975), "plain"),
-        ("seed_interval", (0, 1), "wilson"),
+        ("threshold_for_95", (lambda labels, scores: scores[99],), "IndexError"),
+        ("cheapest_threshold", (0.6, *CHOOSING.to_numpy().T), "both errors cost 1"),
+        ("cheapest_threshold", (0.05, *CHOOSING.to_numpy().T), "calls everybody"),
+        ("cheapest_threshold", (0.9, *CHOOSING.to_numpy().T), "It costs 30, but 2 is possible"),
+        ("cheapest_threshold", (None, *CHOOSING.to_numpy().T), "one number"),
+        ("cheapest_threshold", ("half", *CHOOSING.to_numpy().T), "one number"),
     ],
 )
 def test_usual_slips_get_their_hint(check, arguments, hint, capsys):
@@ -265,14 +267,35 @@ def steps_of_full_rate():
     return [step for step in range(100) if factor(step, 100, 10) == 1]
 
 
-def always_covid():
-    truth, called = np.repeat([0, 1], [76, 255]), np.ones(331)
-    return accuracy_score(truth, called), balanced_accuracy_score(truth, called)
+def threshold_on_the_curve(labels, scores):
+    """From scikit-learn's ROC curve."""
+    alarms, found, thresholds = roc_curve(labels, scores, drop_intermediate=False)
+    place = np.flatnonzero(found >= 0.95)[0]
+    return thresholds[place], alarms[place]
 
 
-def wilson_of_scipy():
-    interval = binomtest(16, 20).proportion_ci(method="wilson")
-    return interval.low, interval.high
+def differences_of_counted_patients(labels, a, b, patients, draws):
+    """By how often each patient was drawn."""
+    found = []
+    for drawn in draws:
+        rows = np.repeat(np.arange(len(labels)), [list(drawn).count(name) for name in patients])
+        found.append(metrics.auc(labels[rows], a[rows]) - metrics.auc(labels[rows], b[rows]))
+    return found
+
+
+def letter_of_the_predictive_value():
+    """By drawing a million people, one in a hundred of them ill."""
+    rng = np.random.default_rng(0)
+    ill = rng.random(1_000_000) < 0.01
+    called = rng.random(len(ill)) < np.where(ill, 0.9, 0.1)
+    stays, one_in_twelve = abs(called[ill].mean() - 0.9) < 0.02, round(1 / ill[called].mean()) == 12
+    return ("b" if stays and one_in_twelve else "",)
+
+
+def cheapest_by_the_curve():
+    alarms, found, thresholds = roc_curve(CHOOSING.label, CHOOSING.probability)
+    cost = 10 * 3 * (1 - found) + 4 * alarms
+    return thresholds[cost.argmin()], *CHOOSING.to_numpy().T
 
 
 def letterboxed_by_the_course(picture):
@@ -358,9 +381,14 @@ FOLLOWS = {
         "positive_weight",
         lambda: (taught("05", "positive_weight")(np.repeat([0, 1], [60, 20])),),
     ),
-    "6.1": ("always_covid", always_covid),
-    "6.2": ("seed_interval", wilson_of_scipy),
-    "6.2, as taught": ("seed_interval", lambda: taught("06", "wilson")(16, 20)[1:]),
+    "6.1": ("threshold_for_95", lambda: (threshold_on_the_curve,)),
+    "6.2": ("differences", lambda: (differences_of_counted_patients,)),
+    "6.3": ("prevalence", letter_of_the_predictive_value),
+    "6.4": ("cheapest_threshold", cheapest_by_the_curve),
+    "6.4, between two scores": (
+        "cheapest_threshold",
+        lambda: (0.25, *CHOOSING.to_numpy().T),
+    ),
     "8.1": ("preprint_doi", lambda: (covid_ct.normalise_doi,)),
     "8.2": ("accuracy_without_copies", lambda: (np.repeat([1, 0], [168, 35])[2:].mean(),)),
     "9.1": ("square", lambda: (letterboxed_by_the_course,)),
@@ -394,8 +422,6 @@ def test_two_steps_have_the_full_rate():
 @pytest.mark.parametrize(
     ("check", "answers"),
     [
-        ("always_covid", [(0.77, 0.5), (0.7704, 0.5)]),
-        ("seed_interval", [(0.58, 0.92), (0.584, 0.919)]),
         ("accuracy_without_copies", [(0.826,), (0.83,), (0.8259,), (np.float32(166 / 201),)]),
         ("loss_of_shares", [(0.7,), (0.7000000000000001,)]),
         ("cores_of_one_client", [(29,), (29.8,), (30,)]),

@@ -12,8 +12,9 @@ import pytest
 from notebook_tools import FILES, cells
 from PIL import Image
 
-from helpers.course import images, runner
+from helpers.course import images, runner, runs
 from helpers.covidct import covid_ct, lungs
+from helpers.learn import features, prediction
 from helpers.phantom import simulate
 
 SETUP = "REPOSITORY ="
@@ -59,18 +60,10 @@ def test_02_reads_a_study_of_any_shape(shape, chest, tmp_path, monkeypatch):
 
 
 def say(external, capsys):
-    """What notebook 06 makes of EXTERNAL: the table's names, and what it prints."""
-    (cell,) = code_of("06", "folder = Path(EXTERNAL)")
-    space = {
-        "EXTERNAL": external,
-        "Path": Path,
-        "np": np,
-        "pd": pd,
-        "model": None,
-        "data": SimpleNamespace(profile=SimpleNamespace(size=(16, 48, 48))),
-        "prediction": SimpleNamespace(predict=lambda *_: (np.array([0.25]), None)),
-        "features": SimpleNamespace(encode_scans=lambda *_: None),
-    }
+    """What notebook 06 makes of EXTERNAL: the table's names, and what is printed."""
+    (cell,) = code_of("06", "runs.predict_files(EXTERNAL")
+    data = SimpleNamespace(profile=SimpleNamespace(size=(16, 48, 48)))
+    space = {"EXTERNAL": external, "pd": pd, "runs": runs, "model": None, "data": data}
     exec(cell.source, space)
     return [line["study"] for line in space["outside"]], capsys.readouterr().out
 
@@ -80,10 +73,12 @@ def test_06_reads_scans_from_elsewhere_and_says_what_it_cannot(
 ):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.setattr(prediction, "predict", lambda *_: (np.array([0.25]), None))
+    monkeypatch.setattr(features, "encode_scans", lambda *_: None)
     folder = tmp_path / "scans"
     folder.mkdir()
     nib.save(nib.Nifti1Image(*chest), folder / "a.nii.gz")
-    assert say("", capsys) == ([], "EXTERNAL is empty: nothing to look at.\n")
+    assert say("", capsys) == ([], "no folder is named: nothing to look at\n")
     assert say(str(folder), capsys) == (["a.nii.gz"], "")
     assert say("~/scans", capsys) == (["a.nii.gz"], "")
     assert say(str(folder / "a.nii.gz"), capsys) == (["a.nii.gz"], "")

@@ -70,6 +70,7 @@ def every_figure(cohort, predictions):
     yield plots.roc_and_pr({"model": (labels, scores)}, n_resamples=20, caption=CAPTION)
     yield plots.reliability_diagram(labels, scores, caption=CAPTION)
     yield plots.confusion_matrix(labels, scores > 0.5, caption=CAPTION)
+    yield plots.threshold(labels, scores, 0.5, caption=CAPTION)
     yield plots.training_curves(history, CAPTION)
     yield plots.intervals({"a": {"auc": Interval(0.8, 0.7, 0.9)}}, caption=CAPTION)
     yield plots.failures_gallery(volumes, rows.assign(slice=4), caption=CAPTION)
@@ -80,7 +81,7 @@ def every_figure(cohort, predictions):
 def test_every_figure_has_its_caption_fits_a_page_and_shows_itself(cohort, predictions):
     for figure in every_figure(cohort, predictions):
         assert figure.get_supxlabel() == CAPTION
-        picture = Image.open(io.BytesIO(figure._repr_png_()))
+        picture = Image.open(io.BytesIO(figure._repr_png_()[0]))
         assert picture.width <= 940 and picture.height <= 900
         assert np.ptp(np.asarray(picture.convert("L"))) > 100
         box, page = figure.get_tightbbox(), figure.bbox_inches
@@ -249,6 +250,37 @@ def test_confusion_matrix_counts_by_truth_and_call():
     assert axis.images[0].get_array().tolist() == [[0.75, 0.25], [2 / 3, 1 / 3]]
     nobody = plots.confusion_matrix([1, 1], [0, 1]).axes[0]
     assert [text.get_text() for text in nobody.texts][:2] == ["0\n0 %", "0\n0 %"]
+
+
+def test_threshold_draws_scores_calls_and_the_point_on_the_curve():
+    labels, scores = [0, 0, 0, 0, 1, 1, 1], [0.1, 0.2, 0.5, 0.6, 0.4, 0.5, 0.9]
+    figure = plots.threshold(labels, scores, 0.5)
+    left, middle, right = figure.axes
+    line, healthy, ill = left.lines[0], *left.patches
+    assert line.get_xdata() == [0.5, 0.5] and line.get_label() == "threshold"
+    assert [healthy.get_label(), ill.get_label()] == ["healthy", "ill"]
+    assert ill.get_xy()[:, 0].min() < 0.45 < 0.85 < ill.get_xy()[:, 0].max()
+    at = {tuple(text.get_position()): text.get_text().split("\n")[0] for text in middle.texts}
+    assert at == {(0, 0): "2", (1, 0): "2", (0, 1): "1", (1, 1): "2"}
+    curve, _, point = right.lines
+    assert point.get_xdata() == [0.5] and point.get_ydata() == [pytest.approx(2 / 3)]
+    assert [0.5, pytest.approx(2 / 3)] in curve.get_xydata().tolist()
+    area = metrics.auc(labels, scores)
+    assert np.trapezoid(curve.get_ydata(), curve.get_xdata()) == pytest.approx(area)
+    assert right.get_title() == f"AUC {area:.2f}"
+    words = "Threshold 0.50: 2 of 3 ill are called, sensitivity 0.67; "
+    words += "2 of 4 healthy are not, specificity 0.50"
+    assert plots.alternative_text(figure) == words
+    everybody = plots.threshold(labels, scores, 0.1).axes[2].lines[2]
+    assert everybody.get_xydata().tolist() == [[1, 1]]
+    with pytest.raises(ValueError, match="one class"):
+        plots.threshold([1, 1], [0.1, 0.2], 0.5)
+
+
+def test_threshold_takes_columns_of_a_table_with_any_index():
+    table = pd.DataFrame({"label": [0, 1, 0, 1], "score": [0.1, 0.9, 0.6, 0.7]}, [7, 3, 9, 1])
+    shown = plots.threshold(table.label, table.score, 0.65)
+    assert shown.get_label().startswith("Threshold 0.65: 2 of 2 ill")
 
 
 def test_training_curves_draw_the_history_and_mark_the_best_epoch(cohort, predictions):

@@ -1,4 +1,4 @@
-"""The course's main result as other kinds of processors compute it: `make processors` asks for it."""
+"""The course's main result as other processors compute it; `make processors` asks for it."""
 
 import os
 

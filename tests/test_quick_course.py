@@ -87,6 +87,20 @@ def test_quick_06_beats_the_baselines(quick_runs):
     assert scores["HU histogram"]["auc"][0] < 0.9
 
 
+def test_quick_06_says_what_its_cells_show(quick_runs):
+    found = results(quick_runs, "06")
+    by_hand, ready, by_scan = (found["intervals"][n] for n in ("by hand", "ready", "by scan"))
+    assert by_hand == pytest.approx(ready, abs=0.02)
+    assert by_scan[2] - by_scan[1] < 0.85 * (by_hand[2] - by_hand[1])
+    assert found["lowest_ppv"]["0.01"] < 0.5 < found["lowest_ppv"]["0.5"]
+    home, other = found["mended"]["home"], found["mended"]["other"]
+    for line in (home, other):
+        assert line["AUC after"] == pytest.approx(line["AUC before"])
+    assert abs(home["Brier after"] - home["Brier before"]) < 0.015
+    assert other["T"] > 1.2 and other["Brier after"] < other["Brier before"]
+    assert other["Brier after"] > 3 * home["Brier after"]
+
+
 def test_quick_08_finds_what_was_planted(quick_runs):
     found = results(quick_runs, "08")
     root = quick_runs.parent / "data" / "covid-ct-phantom-quick"

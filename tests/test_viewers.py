@@ -943,6 +943,42 @@ def test_display_where_nobody_sits_in_front(monkeypatch, made, content, is_still
         assert what is viewer.widget
 
 
+def test_a_threshold_that_is_dragged_draws_its_calls_anew():
+    labels, scores = [0, 0, 1, 0, 1, 1], [0.0, 0.1, 0.4, 0.5, 0.8, 1.0]
+    shown = viewers.Threshold(labels, scores, 0.45, "synthetic")
+    slider, words, picture = shown.widget.children
+    assert (slider.min, slider.max, slider.value) == (0, 1, 0.45)
+    assert words.value == "Threshold 0.45: 2 of 3 ill are called, sensitivity 0.67; " + (
+        "2 of 3 healthy are not, specificity 0.67"
+    )
+    before = decode(picture.value)
+    slider.value = 0.4
+    assert shown.value == 0.4 and "3 of 3 ill are called" in words.value
+    after = decode(picture.value)
+    assert before.shape == after.shape == (340, 900, 3)
+    assert 0.001 < (before != after).any(axis=-1).mean() < 0.2
+    slider.value = 0.45
+    np.testing.assert_array_equal(decode(picture.value), before)
+    slider.set_state({"value": 1.0})  # as a browser does it
+    assert "1 of 3 ill" in words.value
+
+
+@pytest.mark.parametrize("is_still", [True, False])
+def test_a_threshold_where_nobody_drags_is_a_figure(monkeypatch, is_still):
+    displayed = []
+    monkeypatch.setattr(viewers, "_is_headless", lambda: is_still)
+    monkeypatch.setattr(viewers, "display", displayed.append)
+    shown = viewers.Threshold([0, 1, 1], [-3, -4, 2], 0)
+    shown._ipython_display_()
+    if is_still:
+        assert displayed[0].get_label() == shown.figure().get_label()
+        assert "widget" not in shown.__dict__
+    else:
+        assert displayed == [shown.widget]
+    with pytest.raises(ValueError, match="NaN"):
+        viewers.Threshold([0, 1], [np.nan, 1])
+
+
 @pytest.mark.parametrize("shell", [None, SimpleNamespace()], ids=["none", "terminal"])
 def test_display_without_a_kernel_is_a_picture(monkeypatch, shell):
     monkeypatch.setattr(viewers, "get_ipython", lambda: shell)

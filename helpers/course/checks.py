@@ -15,7 +15,7 @@ from helpers.course.answers import answer, answers_of, built, choice, numeric, s
 from helpers.ct.cohort import TASKS
 from helpers.learn.augmentation import ImageAugmentation
 from helpers.phantom import simulate
-from helpers.scores.metrics import auc, wilson
+from helpers.scores.metrics import auc
 
 
 def check_published_task(task):
@@ -321,23 +321,102 @@ def check_positive_weight(weight):
     return numeric(weight, 3, hint, "The loss then counts both classes alike.", slips)
 
 
-def check_always_covid(accuracy, balanced_accuracy):
-    """6.1: accuracy and balanced accuracy of "always COVID" on 76 healthy and 255 ill."""
-    hint = "It is right on 255 of 331; its sensitivity is 1 and its specificity 0."
-    slips = [
-        ((76 / 331, ...), "That is the share of the healthy; the answer was COVID."),
-        ((255 / 331,) * 2, "Balanced accuracy is the mean of sensitivity and specificity."),
+def check_threshold_for_95(function):
+    """6.1: the highest threshold with a sensitivity of 95 %, and the share of false alarms."""
+
+    def right(labels, scores, of=(1,), share=0.95):
+        for threshold in np.unique(scores)[::-1]:
+            called = scores >= threshold
+            if called[np.isin(labels, of)].mean() >= share:
+                return threshold, called[labels == 0].mean()
+
+    def by_quantile(labels, scores):
+        threshold = np.quantile(scores[labels == 1], 0.05)
+        return threshold, (scores >= threshold)[labels == 0].mean()
+
+    mistakes = [
+        (by_quantile, "A quantile lies between two scores, and may miss one ill scan too many."),
+        (lambda *case: right(*case, of=(0, 1)), "95 % of the ill, not of all: labels == 1."),
+        (lambda *case: right(*case, of=(0,)), "That finds 95 % of the healthy: labels == 1."),
+        (lambda *case: right(*case, share=1), "That misses nobody; one in twenty may be missed."),
+        (lambda *case: (right(*case)[0], 1 - right(*case)[1]), "The cost is 1 − specificity."),
     ]
-    praise = "Accuracy alone would have called it a good classifier."
-    return numeric((accuracy, balanced_accuracy), (255 / 331, 0.5), hint, praise, slips)
+    hints = (
+        "Try every score as the threshold, from the highest down; the ill are labels == 1.",
+        "Stop at the first for which (scores >= threshold)[labels == 1].mean() is 0.95 or more.",
+        "return threshold, (scores >= threshold)[labels == 0].mean()",
+    )
+    rng, all_labels = np.random.default_rng(6), [np.repeat([1, 0], n) for n in ((40, 50), (30, 25))]
+    cases = [(labels, np.round(rng.normal(labels, 0.8), 2)) for labels in all_labels]
+    praise = "The last ill scans are dear: a clinic has to agree to this price."
+    return built(function, right, cases, mistakes, hints, praise)
 
 
-def check_seed_interval(low, high):
-    """6.2: Wilson interval of 16 of 20."""
-    plain = "That is the plain interval p +- 1.96 sqrt(p (1 - p) / n), too narrow for 20 scans."
-    slips = [((0.6247, ...), plain), ((..., 0.9753), plain)]
-    praise = "20 scans cannot tell 0.60 from 0.90."
-    return numeric((low, high), wilson(16, 20)[1:], "Use wilson(16, 20).", praise, slips)
+def check_differences(function):
+    """6.2: the difference of two AUCs on resamples of the patients."""
+
+    def all_scans(patients, drawn):
+        return np.concatenate([np.flatnonzero(patients == name) for name in drawn])
+
+    def one_scan(patients, drawn):
+        return np.array([np.flatnonzero(patients == name)[0] for name in drawn])
+
+    def right(labels, a, b, patients, draws, rows_of=all_scans):
+        rows = [rows_of(patients, drawn) for drawn in draws]
+        return np.array([auc(labels[k], a[k]) - auc(labels[k], b[k]) for k in rows])
+
+    mistakes = [
+        (lambda *case: right(*case, np.isin), "np.isin takes once who was drawn twice."),
+        (lambda *case: right(*case, one_scan), "A patient comes with all scans, not only one."),
+        (lambda *case: -right(*case), "The other way round: the AUC of a minus that of b."),
+    ]
+    hints = (
+        "Look at bootstrap_by_hand: how does it come from the drawn names to rows?",
+        "One array of rows for each draw, and the same rows for a and for b.",
+        "rows = np.concatenate([np.flatnonzero(patients == name) for name in drawn])",
+    )
+    rng, cases = np.random.default_rng(6), []
+    for n in (12, 9):
+        patients = np.tile([f"p{k}" for k in range(n)], 2)  # two scans each
+        labels = np.tile(np.arange(n) % 2, 2)
+        draws = [[*rng.choice(patients, n), "p0", "p1"] for _ in range(4)]  # both classes
+        cases.append((labels, rng.normal(labels), rng.normal(labels), patients, draws))
+    praise = "The same patients for both: what they share falls out of the difference."
+    return built(function, right, cases, mistakes, hints, praise)
+
+
+def check_prevalence(letter):
+    """6.3: what becomes of sensitivity and predictive value where few are ill."""
+    because = {
+        "a": "The sensitivity is a share of the ill alone: how many they are does not matter.",
+        "b": "Of 1000 people 10 are ill, and 9 found; 99 healthy are called as well: 9 of 108.",
+        "c": "One in ten of the healthy is called, as before; but now nearly all are healthy.",
+        "d": "The sensitivity looks at the ill alone, the predictive value at all who are called.",
+    }
+    return choice(letter, "b", because)
+
+
+def check_cheapest_threshold(threshold, labels, scores):
+    """6.4: a threshold at which misses, ten times as dear as false alarms, cost least."""
+    if not answer(threshold):
+        return None
+    labels, scores = np.asarray(labels), np.asarray(scores)
+
+    def cost(value, of_miss=10):
+        called = scores >= value
+        return of_miss * int((~called & (labels == 1)).sum()) + int((called & (labels == 0)).sum())
+
+    try:
+        found, lowest = cost(float(threshold)), min(map(cost, scores))
+    except (TypeError, ValueError):
+        return verdict(False, "", "Give one number, the threshold.")
+    hint = f"It costs {found}, but {lowest} is possible: try every score of this half."
+    if threshold <= scores.min():
+        hint = f"It misses nobody and calls everybody, which costs {found}; {lowest} is possible."
+    elif cost(threshold, 1) == min(cost(value, 1) for value in scores):
+        hint = f"It costs {found}, and would be best if both errors cost 1; {lowest} is possible."
+    praise = f"It costs {found}; a threshold of 0.5 would cost {cost(0.5)}."
+    return verdict(found == lowest, praise, hint)
 
 
 def check_preprint_doi(function):

@@ -7,6 +7,7 @@ first one opened.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,8 @@ import pandas as pd
 from helpers.course.sources import DATASETS, Keeper, Profile, bring_studies, find_profile, restore
 from helpers.ct import cohort
 from helpers.ct.cache import preprocess_cohort
+from helpers.ct.nifti_checks import UnreadableStudy
+from helpers.ct.preprocessing import preprocess_fast
 from helpers.storage.files import write_whole
 
 MODELS = {
@@ -244,6 +247,37 @@ def cross_validate(data: CourseData, which="frozen", runs_dir="runs", elsewhere=
     table = data.table.assign(probability=each.mean(axis=0), **by_seed)
     _keep_predictions(table, run_dir / "predictions.csv")
     return table, None if elsewhere is None else elsewhere.table.assign(probability=outside)
+
+
+def predict_files(place, model, size) -> list[dict]:
+    """Study and probability of scans from elsewhere, by a model on the frozen encoder.
+
+    place: a folder of .nii.gz or .nii files, or one of them; "" for none. size: (D, H, W). Prints
+    what is left out, and why there is nothing.
+    """
+    from helpers.learn import features, networks, prediction
+
+    if not place:
+        print("no folder is named: nothing to look at")
+        return []
+    place, found = Path(place).expanduser(), []
+    files = [place] if place.is_file() else sorted(place.glob("*"))
+    # "._scan.nii.gz" is not a scan but a note that macOS leaves beside one
+    scans = [f for f in files if re.fullmatch(r"[^.].*\.nii(\.gz)?", f.name, re.IGNORECASE)]
+    if not place.exists():
+        print(f"{place}: does not exist; correct the name of the folder")
+    elif not scans:
+        print(f"{place}: no .nii.gz or .nii file in it; name the folder of the scans")
+    for path in scans:
+        try:
+            volume = preprocess_fast(path, size)
+        except UnreadableStudy as error:
+            print(f"left out: {error}")
+            continue
+        seen = features.encode_scans(networks.Lite0Encoder(), volume[None])
+        value = float(prediction.predict(model, seen, np.array([0]))[0][0])
+        found.append({"study": path.name, "probability": round(value, 2)})
+    return found
 
 
 def _keep_predictions(table, path):

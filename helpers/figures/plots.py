@@ -215,17 +215,62 @@ def reliability_diagram(labels, probabilities, caption="") -> Figure:
 
 def confusion_matrix(labels, predictions, caption="") -> Figure:
     """Counts of truth (rows) against prediction (columns), with the percentages of each row."""
+    figure, [[axis]] = _figure(1, 1, 3.4, 3.8, caption, grid=False)
+    _count(axis, labels, predictions)
+    return figure
+
+
+def threshold(labels, scores, value, caption="") -> Figure:
+    """What a threshold does: the scores of healthy and ill, the calls, its point on the ROC curve.
+
+    labels, scores: (N,); a scan is called ill when its score is at or above `value`. The figure's
+    label says it in words. ValueError for labels and scores that no ROC curve can be drawn of.
+    """
+    area, labels, scores = metrics.auc(labels, scores), np.asarray(labels), np.asarray(scores)
+    called = scores >= value
+    figure, [[left, middle, right]] = _figure(1, 3, 3.4, WIDTH, caption)
+    for k, name in enumerate(("healthy", "ill")):
+        of_class, bins = scores[labels == k], np.linspace(scores.min(), scores.max(), 26)
+        left.hist(of_class, bins, color=COLOURS[k], alpha=0.55, label=name, histtype="stepfilled")
+    left.axvline(value, color="black", label="threshold")
+    left.set(xlabel="score", ylabel="scans")
+    left.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, columnspacing=1)
+    _count(middle, labels, called, names=("healthy", "ill"))
+    alarms, found, _ = sklearn.metrics.roc_curve(labels, scores, drop_intermediate=False)
+    right.plot(alarms, found, color=COLOURS[0])
+    right.plot([0, 1], [0, 1], ":", color=GREY)
+    right.plot(called[labels == 0].mean(), called[labels == 1].mean(), "o", color="black")
+    right.set(xlabel="1 − specificity", ylabel="sensitivity", title=f"AUC {area:.2f}")
+    right.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
+    figure.set_layout_engine("none")  # it is slow, and a slider draws this at every step
+    for axis, x, width in ((left, 0.06, 0.29), (middle, 0.47, 0.22), (right, 0.76, 0.23)):
+        axis.set_position((x, 0.25, width, 0.63))
+    figure.set_label(calls_in_words(labels, scores, value))
+    return figure
+
+
+def calls_in_words(labels, scores, value) -> str:
+    """What comes of calling ill whatever scores at or above `value`; labels, scores: (N,)."""
+    ill, called = np.asarray(labels) == 1, np.asarray(scores) >= value
+    found, spared = called[ill], ~called[~ill]
+    return (
+        f"Threshold {value:.2f}: {found.sum()} of {len(found)} ill are called, "
+        f"sensitivity {found.mean():.2f}; {spared.sum()} of {len(spared)} healthy are not, "
+        f"specificity {spared.mean():.2f}"
+    )
+
+
+def _count(axis, labels, predictions, names=("no COVID", "COVID")):
+    """Draw the counts of truth (rows) against prediction (columns)."""
     counts = sklearn.metrics.confusion_matrix(labels, predictions, labels=[0, 1])
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure, [[axis]] = _figure(1, 1, 3.4, 3.8, caption, grid=False)
+    axis.grid(visible=False)
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (truth, call), share in np.ndenumerate(shares):
         words, ink = f"{counts[truth, call]}\n{100 * share:.0f} %", "wk"[int(share <= 0.5)]
         axis.text(call, truth, words, ha="center", va="center", color=ink, fontsize=12)
-    names = ("no COVID", "COVID")
     axis.set(xticks=(0, 1), yticks=(0, 1), xticklabels=names, yticklabels=names)
     axis.set(xlabel="predicted", ylabel="truth")
-    return figure
 
 
 def training_curves(history, caption="") -> Figure:

@@ -1,5 +1,7 @@
 """Scroll through CT studies in a notebook: `explore`, `compare`, and `montage` for print.
 
+And drag a `Threshold` over the scores of a classifier.
+
 Core ipywidgets only (7.7 and 8), frames as JPEG bytes in a `widgets.Image`. Where nobody can
 press a button (papermill, nbconvert, GitHub's view of a notebook) a still picture stands instead.
 """
@@ -15,10 +17,11 @@ import ipywidgets as widgets
 import numpy as np
 from IPython import get_ipython
 from IPython.display import display
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from helpers.ct import nifti, preprocessing
-from helpers.figures import rendering
+from helpers.figures import plots, rendering
 from helpers.figures.rendering import PLANES, PRESETS, encode, render
 
 ORIGIN = {"axial": "above the lowest", "coronal": "from the front", "sagittal": "from the right"}
@@ -382,3 +385,44 @@ class Controls:
         self.readout.value = f'<div style="line-height:1.5">{text}</div>'
         if self.viewer.plane == "axial" and (bars := self.viewer.strip()) is not None:
             self.strip.value = rendering.encode(bars, "png")
+
+
+class Threshold:
+    """A threshold to be dragged, with what it does to the calls; the last line of a cell shows it.
+
+    labels, scores: (N,), 1 is ill. value: where the threshold stands. `figure` draws it. ValueError
+    for labels and scores that no ROC curve can be drawn of.
+    """
+
+    def __init__(self, labels, scores, value=0.5, caption=""):
+        self.labels, self.scores = np.asarray(labels), np.asarray(scores, float)
+        self.value, self.caption = value, caption
+        self.figure()
+
+    def figure(self):
+        """`plots.threshold` of the value that it has now."""
+        return plots.threshold(self.labels, self.scores, self.value, self.caption)
+
+    @cached_property
+    def widget(self):
+        """The slider, and below it the calls in words and in the picture."""
+        ends = [*self.scores, self.value]
+        low, high = float(min(ends)), float(max(ends))
+        wide = {"width": "98%", "max_width": "900px"}
+        span = {"min": low, "max": high, "step": (high - low) / 100}
+        slider = widgets.FloatSlider(self.value, description="threshold", **span, layout=wide)
+        picture, words = widgets.Image(format="png", layout=wide), widgets.HTML()
+
+        def draw(change=None):
+            self.value = slider.value
+            canvas = FigureCanvasAgg(self.figure())
+            canvas.draw()
+            picture.value = rendering.encode(np.asarray(canvas.buffer_rgba())[..., :3], "png")
+            words.value = canvas.figure.get_label()
+
+        slider.observe(draw, "value")
+        draw()
+        return widgets.VBox([slider, words, picture])
+
+    def _ipython_display_(self):
+        display(self.figure() if _is_headless() else self.widget)
