@@ -59,6 +59,8 @@ def results(runs, number):
 def check_11(found):
     """What holds in every profile, with Dask and without."""
     assert found["same_cache"] and found["n_starts"] == 2
+    apart = found["gradient_apart"]
+    assert apart["weighted"] < 1e-5 < 1e-2 < min(apart["plain"], apart["own BatchNorm"])
     one, two = (pd.DataFrame(found[name]) for name in ("one", "two"))
     assert one.epoch.tolist() == two.epoch.tolist() and one.train_loss.nunique() == len(one)
     # training amplifies rounding; what works on its share alone differs from the first epoch on

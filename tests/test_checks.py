@@ -159,12 +159,14 @@ SCORES = np.array([0.0, 1.0, -1.0, 2.0])
         ("loss_of_guessing", (1 / 513,), "logarithm"),
         ("half_life", (50,), "what is left"),
         ("half_life", (100,), "0.99 **"),
-        ("cores_of_one_client", (238.4,), "eight bits"),
-        ("cores_of_one_client", (298,), "a core makes 10"),
-        ("cores_of_one_client", (3,), "through the link"),
-        ("cores_of_one_client", (31,), "through the link"),
-        ("loss_of_shares", (0.8,), "as much as"),
-        ("loss_of_shares", (1.6,), "counts the same"),
+        ("plan", (3, 0.25, 45), "8 bits"),
+        ("plan", (100, 2.5, 45), "The cores would take 1.11 hours of 48: half"),
+        ("plan", (2, 2.5, 45), "a second of one core"),
+        ("plan", (3, 10, 45), "The link would take 9.32 hours of 48: half"),
+        ("plan", (3, 2.5, 1), "The radiologists would take 3.33e+04"),
+        ("plan", (3, 2.5, 100), "half of that"),
+        ("plan", (3, 0, 45), "above 0"),
+        ("plan", ("3", 2.5, 45), "above 0"),
         ("linked", (lambda k, n_a, n_b: (k + 0.5) / n_a * n_b,), "whole number"),
         ("linked", (lambda k, n_a, n_b: k * n_b // n_a,), "k + 0.5"),
         ("linked", (lambda k, n_a, n_b: n_b[k],), "TypeError"),
@@ -287,9 +289,10 @@ def steps_to_half_new():
     return (n_steps,)
 
 
-def cores_that_a_link_feeds():
-    study = np.empty((64, 256, 256), np.uint8)
-    return (10e9 / (8 * study.nbytes) * 0.1,)
+def plan_by_sizes():
+    """Enough for 40 hours of machines and 600 of labelling, from a study as an array."""
+    n_bytes = np.empty((400, 512, 512), np.int16).nbytes / 2
+    return 4e5 / (40 * 3600), 4e5 * n_bytes * 8 / 1e9 / (40 * 3600), 4e5 * 5 / 60 / 600
 
 
 RIGHT = torch.zeros(1, dtype=torch.long)
@@ -321,8 +324,7 @@ FOLLOWS = {
     "9.3": ("experiment", experiment_that_changes_the_others_alone),
     "10.1": ("loss_of_guessing", lambda: (cross_entropy(torch.zeros(1, 513), RIGHT).item(),)),
     "10.2": ("half_life", steps_to_half_new),
-    "11.1": ("loss_of_shares", lambda: (np.mean([0.6, 0.6, 0.6, 1.0]),)),
-    "11.2": ("cores_of_one_client", cores_that_a_link_feeds),
+    "11.5": ("plan", plan_by_sizes),
 }
 
 
@@ -351,8 +353,6 @@ def test_two_steps_have_the_full_rate():
         ("f1_of_covid", [(0.84,), (0.839,), (162 / 193,)]),
         ("loss_of_guessing", [(6.24,), (6.2,), (6.2403,)]),
         ("half_life", [(69,), (68.97,), (np.int64(69),)]),
-        ("loss_of_shares", [(0.7,), (0.7000000000000001,)]),
-        ("cores_of_one_client", [(29,), (29.8,), (30,)]),
         ("lstm_parameters", [(82944,), (82944.0,)]),
     ],
 )
