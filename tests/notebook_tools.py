@@ -29,6 +29,13 @@ def exercises(file):
     return [(stub, code) for stub, _, code in runner.exercises(nbformat.read(file, 4))]
 
 
+def assert_solved(executed):
+    """Every exercise of an executed copy with solutions says "Right.", and nothing else."""
+    stubs = [cell for cell in executed.cells if "exercise" in runner.tags(cell)]
+    said = ["".join(output.get("text", "") for output in stub.outputs) for stub in stubs]
+    assert said and all(text.startswith("Right.") and text.count("\n") == 1 for text in said), said
+
+
 def minutes_of_a_human(file):
     """An estimate: 150 words a minute, 1 for each cell of code, 2, 8 and 10 for each exercise."""
     words = sum(len(cell.source.split()) for cell in cells(file, "markdown"))

@@ -238,7 +238,7 @@ def check_half_life(n_steps):
 def check_lost_worker(letter):
     """11.1: what a killed worker of Dask costs."""
     because = {
-        "a": "The call does not fail: the scheduler sees the loss and hands the tasks out again.",
+        "a": "What is finished stays, and with Dask the call even goes on by itself.",
         "b": "What was finished is with the client, which has written it to the disk.",
         "c": "A task counts as done when its result has arrived; only what had not is done again.",
         "d": "A killed process passes nothing on: what it had begun is lost.",

@@ -67,6 +67,9 @@ def run(chosen: argparse.Namespace) -> None:
     """Prepare, train, and print what is going on, a line an epoch; rank 0 alone prints."""
     from helpers.course import runs
 
+    # they take seconds to import; in the block below one rank would wait for the other
+    from helpers.learn import features, training  # noqa: F401
+
     say = partial(print, flush=True) if rank() == 0 else lambda *_: None
     n = n_processes()
     pids = gather(torch.tensor([os.getpid()]), n).tolist()
