@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
+import subprocess  # nosec B404
 import sys
 import tempfile
 from functools import partial
@@ -108,7 +108,8 @@ def lose_a_worker(**options) -> int:
     n_starts, was_killed = 0, False
     with tempfile.TemporaryFile("w+") as errors:
         pipes = {"stdout": subprocess.PIPE, "stderr": errors, "text": True}
-        with subprocess.Popen(command, env=environment, **pipes) as started:
+        # this Python with a list of arguments, and no shell
+        with subprocess.Popen(command, env=environment, **pipes) as started:  # nosec B603
             for line in started.stdout:
                 said, _, pids = line.strip().partition(", pids ")
                 print(said)
