@@ -166,6 +166,7 @@ SCORES = np.array([0.0, 1.0, -1.0, 2.0])
         ("plan", (3, 2.5, 1), "The radiologists would take 3.33e+04"),
         ("plan", (3, 2.5, 100), "half of that"),
         ("plan", (3, 0, 45), "above 0"),
+        ("plan", (np.int64(9), np.float32(2.5), 45), "The cores would take 12.3 hours"),
         ("plan", ("3", 2.5, 45), "above 0"),
         ("linked", (lambda k, n_a, n_b: (k + 0.5) / n_a * n_b,), "whole number"),
         ("linked", (lambda k, n_a, n_b: k * n_b // n_a,), "k + 0.5"),

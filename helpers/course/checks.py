@@ -6,6 +6,8 @@ function that is tried on hidden cases, or a property that the answer has to hav
 
 from __future__ import annotations
 
+from numbers import Real
+
 import numpy as np
 import pandas as pd
 
@@ -332,7 +334,7 @@ def check_plan(cores, gbit, radiologists):
     """11.5: machines and people for 400,000 CTs of thin slices, in time and not idle."""
     if not answer(cores, gbit, radiologists):
         return None
-    if not all(isinstance(x, int | float) and x > 0 for x in (cores, gbit, radiologists)):
+    if not all(isinstance(x, Real) and x > 0 for x in (cores, gbit, radiologists)):
         return verdict(False, "", "Give three numbers above 0.")
     n, n_bytes = 400_000, 400 * 512 * 512 * 2 / 2
     hours = {
