@@ -65,7 +65,8 @@ class Course:
         from helpers.course import runner
 
         ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / "helpers", self.code / "helpers", ignore=ignored)
+        for part in ("helpers", "docs/diagrams"):
+            shutil.copytree(ROOT / part, self.code / part, ignore=ignored)
         places = {"PYTHONPATH": self.code, "HOME": self.home, "TMPDIR": self.temporary}
         places["MPLCONFIGDIR"] = matplotlib.get_configdir()  # its fonts are listed there
         with pytest.MonkeyPatch.context() as patch:

@@ -29,6 +29,13 @@ def exercises(file):
     return [(stub, code) for stub, _, code in runner.exercises(nbformat.read(file, 4))]
 
 
+def assert_solved(executed):
+    """Every exercise of an executed copy with solutions says "Right.", and nothing else."""
+    stubs = [cell for cell in executed.cells if "exercise" in runner.tags(cell)]
+    said = ["".join(output.get("text", "") for output in stub.outputs) for stub in stubs]
+    assert said and all(text.startswith("Right.") and text.count("\n") == 1 for text in said), said
+
+
 def minutes_of_a_human(file):
     """An estimate: 150 words a minute, 1 for each cell of code, 2, 8 and 10 for each exercise."""
     words = sum(len(cell.source.split()) for cell in cells(file, "markdown"))
@@ -59,6 +66,8 @@ def results(runs, number):
 def check_11(found):
     """What holds in every profile, with Dask and without."""
     assert found["same_cache"] and found["n_starts"] == 2
+    apart = found["gradient_apart"]
+    assert apart["weighted"] < 1e-5 < 1e-2 < min(apart["plain"], apart["own BatchNorm"])
     one, two = (pd.DataFrame(found[name]) for name in ("one", "two"))
     assert one.epoch.tolist() == two.epoch.tolist() and one.train_loss.nunique() == len(one)
     # training amplifies rounding; what works on its share alone differs from the first epoch on

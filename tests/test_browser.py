@@ -23,7 +23,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
-from notebook_tools import CHROMIUM, FILES
+from notebook_tools import CHROMIUM, FILES, assert_solved
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
@@ -67,16 +67,15 @@ class Lab:
 
 
 def copy_course(lab, file):
-    """The course in a folder of its own, without outputs; all but 03 in the tiny profile."""
+    """The course in a folder of its own, with the solutions; all but 03 in the tiny profile."""
     root = lab.root / file.stem
     ignored = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
-    shutil.copytree(runner.ROOT / "helpers", root / "helpers", ignore=ignored)
+    for part in ("helpers", "docs/diagrams"):
+        shutil.copytree(runner.ROOT / part, root / part, ignore=ignored)
     shutil.copy(runner.ROOT / "pyproject.toml", root)
     (root / "notebooks").mkdir()
-    notebook = nbformat.read(file, 4)
+    notebook = runner.copy_for_class(file, solved=True)
     for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
         if "parameters" in runner.tags(cell) and file in OTHERS:
             cell.source = cell.source.replace('PROFILE = "quick"', 'PROFILE = "tiny"')
     nbformat.write(notebook, root / "notebooks" / file.name)
@@ -274,7 +273,7 @@ def explored(browser, lab):
         lambda message: opened.errors.append(message.text) if message.type == "error" else None,
     )
     copy_course(lab, file)
-    open_and_run_all(opened, lab, file)
+    opened.saved = open_and_run_all(opened, lab, file)
     yield opened
     opened.close()
     shut_down_kernels(lab)
@@ -438,8 +437,9 @@ def test_latency_is_measured(explored, studies):
     assert len(found) == 30, "one new picture for each key"
 
 
-def test_03_had_no_javascript_error(explored):
+def test_03_had_no_javascript_error_and_is_solved(explored):
     assert not explored.errors
+    assert_solved(explored.saved)
 
 
 DRAGGED = "viewers.Threshold([0, 0, 1, 0, 1, 1], [0.0, 0.1, 0.4, 0.5, 0.8, 1.0])"
@@ -479,7 +479,7 @@ def test_a_threshold_is_dragged(page, lab, tmp_path):
 
 @pytest.mark.parametrize("file", OTHERS, ids=lambda file: file.stem)
 def test_opened_first_in_jupyterlab(file, page, lab):
-    """With nothing there it makes what it needs, where it should, and no error shows."""
+    """With nothing there it makes what it needs, where it should, and its solutions are right."""
     root = copy_course(lab, file)
     try:
         saved = open_and_run_all(page, lab, file)
@@ -488,8 +488,9 @@ def test_opened_first_in_jupyterlab(file, page, lab):
         page.close()  # first, for it would miss its kernel
         shut_down_kernels(lab)
     assert (root / "runs" / file.stem / "results.json").exists()
-    names = ["data", "helpers", "notebooks", "pyproject.toml", "runs"]
+    names = ["data", "docs", "helpers", "notebooks", "pyproject.toml", "runs"]
     assert sorted(path.name for path in root.iterdir()) == names
     for cell in saved.cells:
         for output in cell.get("outputs", []):
             assert output.get("name") != "stderr", output.get("text")
+    assert_solved(saved)

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.course.torchrun import lose_a_worker
 from helpers.course.torchrun import main as command_line
 from helpers.learn import devices, prediction, ranks
 from helpers.learn.augmentation import augment
@@ -186,6 +187,31 @@ def test_the_command_trains_and_tells_errors_in_one_line(tmp_path):
     own = done.stderr.split("\n")[0]
     assert own.startswith(f"{run / 'last.pt'}: made with model=Keras3DCNN")
     assert own.endswith("to start again") and "helpers/course/torchrun.py" not in done.stderr
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_worker_is_killed_once_and_a_failure_is_told(fails, tmp_path, monkeypatch, capsys):
+    """As torchrun's processes speak; notebook 11 does it with torchrun itself."""
+    told = ["2 processes (cpu, gloo), pids 11 12", "epoch 1: training loss 0.6"] * 2
+    told += ["epoch 2: training loss 0.5"]
+    script = tmp_path / "python"
+    script.write_text(
+        f"#!{sys.executable}\nimport sys\nprint(*{told}, sep='\\n')\n"
+        f"print(*sys.argv[5:], 'no such cohort', file=sys.stderr)\nsys.exit({int(fails)})\n"
+    )
+    script.chmod(0o755)
+    killed = []
+    monkeypatch.setattr(sys, "executable", str(script))
+    monkeypatch.setattr("helpers.course.torchrun.kill", killed.append)
+    if fails:
+        with pytest.raises(RuntimeError, match="--data-dir=x --epochs=2 no such cohort"):
+            lose_a_worker(data_dir="x", epochs=2)
+    else:
+        assert lose_a_worker(data_dir="x") == 2
+    assert killed == [12]
+    said = capsys.readouterr().out.splitlines()
+    assert said[:3] == ["2 processes (cpu, gloo)", told[1], "- rank 1 is killed -"]
+    assert said[3:] == ["2 processes (cpu, gloo)", *told[3:]]
 
 
 def test_the_command_runs_without_torchrun(tmp_path, capsys, monkeypatch):

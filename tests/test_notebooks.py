@@ -9,7 +9,7 @@ import nbformat
 import nibabel as nib
 import pytest
 from local_server import LocalServer
-from notebook_tools import CHROMIUM, FILES, check_11, results
+from notebook_tools import CHROMIUM, FILES, assert_solved, check_11, results
 
 from helpers.course import runner, sources
 from helpers.ct import cohort
@@ -53,13 +53,16 @@ def test_10_pre_trains_from_imagenet_as_self_trans_did(tmp_path):
 @pytest.mark.skipif(CHROMIUM is not None, reason="test_browser opens each notebook first")
 @every_notebook
 def test_alone_in_an_empty_folder(file, tmp_path):
-    """Opened first, with nothing there: it makes what it needs, where it stands."""
+    """Opened first, with nothing there: it makes what it needs, and its solutions are right."""
     parameters = {"PROFILE": "tiny"}
     environment = {"PYTHONPATH": str(runner.ROOT), "TQDM_DISABLE": "1"}
-    executed = tmp_path / "out" / file.name
-    runner.execute(file, executed, parameters, cwd=tmp_path, environment=environment)
+    executed, solved = tmp_path / "out" / file.name, tmp_path / "out" / f"solved-{file.name}"
+    solved.parent.mkdir()
+    nbformat.write(runner.copy_for_class(file, solved=True), solved)
+    runner.execute(solved, executed, parameters, cwd=tmp_path, environment=environment)
     assert (tmp_path / "runs" / file.stem / "results.json").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out", "runs"]
+    assert_solved(nbformat.read(executed, 4))
 
 
 def test_a_notebook_clones_the_course_where_it_is_missing(tmp_path):

@@ -6,6 +6,8 @@ function that is tried on hidden cases, or a property that the answer has to hav
 
 from __future__ import annotations
 
+from numbers import Real
+
 import numpy as np
 import pandas as pd
 import torch
@@ -679,21 +681,116 @@ def check_vote(function):
     return built(function, right, cases, mistakes, hints, praise)
 
 
-def check_loss_of_shares(loss):
-    """11.1: the loss of a batch of which one process has 3 scans and the other 1."""
-    hint = "Every scan counts the same: (3 x 0.6 + 1 x 1.0) / 4."
-    slip = "That counts the one scan of the second process as much as the three of the first."
-    praise = "So each process's loss is weighted by its share."
-    return numeric(loss, (3 * 0.6 + 1 * 1.0) / 4, hint, praise, [(0.8, slip)])
+def check_lost_worker(letter):
+    """11.1: what a killed worker of Dask costs."""
+    because = {
+        "a": "What is finished stays, and with Dask the call even goes on by itself.",
+        "b": "What was finished is with the client, which has written it to the disk.",
+        "c": "A task counts as done when its result has arrived; only what had not is done again.",
+        "d": "A killed process passes nothing on: what it had begun is lost.",
+    }
+    return choice(letter, "c", because)
 
 
-def check_cores_of_one_client(n_cores):
-    """11.2: cores at 0.1 s a study that keep a client at 10 Gbit/s busy with 4 MiB results."""
-    a_second = 10e9 / 8 / (64 * 256 * 256)
-    hint = "How many studies a second fit through the link, and how many does one core make?"
-    slips = [
-        (8 * a_second * 0.1, "10 Gbit are 1.25 GB: eight bits are a byte."),
-        (a_second, "That many fit through the link in a second; a core makes 10 in that time."),
-    ]
-    # 29 as well as 29.8 and 30: how one rounds is not the question
-    return numeric(n_cores, a_second * 0.1, hint, "The 30th core has to wait.", slips, 3e-2)
+def check_plain_mean(letter):
+    """11.2: the plain mean of the gradients of three scans and of one."""
+    because = {
+        "a": "Only with equal shares: here one scan gets half of the weight, and three the rest.",
+        "b": "Both gradients are means already, so the length is not what is wrong.",
+        "c": "The ill scan weighs 1/2 and each healthy one 1/6: three to one.",
+        "d": "The healthy scans count too, all three together as much as the ill one.",
+    }
+    return choice(letter, "c", because)
+
+
+def check_rank_loss(function):
+    """11.3: a rank's loss, so that the plain mean over the ranks is that of the batch."""
+    return built(
+        function,
+        right=lambda losses, n_batch, n_ranks: losses.sum() / n_batch * n_ranks,
+        cases=[(np.array([0.6, 0.9, 0.3]), 4, 2), (np.array([1.0]), 4, 2), (np.ones(2), 8, 3)],
+        mistakes=[
+            (
+                lambda losses, n_batch, n_ranks: losses.mean(),
+                "That is the mean of its own share: one scan would count as much as three.",
+            ),
+            (
+                lambda losses, n_batch, n_ranks: losses.sum() / n_batch,
+                "The ranks' numbers add up to the batch's mean, but then their mean is taken: "
+                "every step would be n_ranks times too short.",
+            ),
+            (
+                lambda losses, n_batch, n_ranks: losses.sum(),
+                "The sum grows with the batch: the loss is a mean over its n_batch scans.",
+            ),
+        ],
+        hints=(
+            "Look at the weighted mean: 3/4 and 1/4. What must be there before it is halved?",
+            "Every scan counts 1 / n_batch. Then undo what the plain mean over the ranks does.",
+            "losses.sum() / n_batch, times the number by which the plain mean divides.",
+        ),
+        praise="The plain mean over the ranks is now the mean over the scans.",
+    )
+
+
+def check_batch_statistics(function):
+    """11.4: mean and variance of a batch from those of its shares."""
+
+    def right(counts, means, variances):
+        n = counts.sum()
+        mean = (counts * means).sum() / n
+        return mean, (counts * (variances + (means - mean) ** 2)).sum() / n
+
+    def without_spread(counts, means, variances):
+        return tuple((counts * each).sum() / counts.sum() for each in (means, variances))
+
+    cases = [((3, 1), (0, 2), (1, 0)), ((32, 96, 64), (-1, 0.5, 4), (2, 0.3, 1))]
+    return built(
+        function,
+        right,
+        cases=[tuple(np.array(each, float) for each in case) for case in cases],
+        mistakes=[
+            (
+                without_spread,
+                "The mean is right. The variance is that within the shares alone: shares whose "
+                "means lie apart spread more than each by itself.",
+            ),
+            (
+                lambda counts, means, variances: (means.mean(), variances.mean()),
+                "Every value counts the same, and so a share by its count.",
+            ),
+            (
+                lambda counts, means, variances: right(np.ones(len(counts)), means, variances),
+                "The spread is thought of, but every share counts the same: weight by counts.",
+            ),
+        ],
+        hints=(
+            "Begin with the mean: it is weighted as the gradients were. Then the variance.",
+            "The distances count from the common mean: a share's own variance, and on top of it "
+            "how far its mean lies from the common one, squared.",
+            "(counts * (variances + ...)).sum() / counts.sum(), with that squared distance.",
+        ),
+        praise="A few numbers a feature, and every rank normalises as one process would.",
+    )
+
+
+def check_plan(cores, gbit, radiologists):
+    """11.5: machines and people for 400,000 CTs of thin slices, in time and not idle."""
+    if not answer(cores, gbit, radiologists):
+        return None
+    if not all(isinstance(x, Real) and x > 0 for x in (cores, gbit, radiologists)):
+        return verdict(False, "", "Give three numbers above 0.")
+    n, n_bytes = 400_000, 400 * 512 * 512 * 2 / 2
+    hours = {
+        "link": (n * 8 * n_bytes / (gbit * 1e9) / 3600, 48, "a study has 105 MB of 8 bits each."),
+        "cores": (n * 1 / cores / 3600, 48, "a study takes a second of one core."),
+        "radiologists": (n * 5 / 60 / radiologists, 800, "a study takes 5 minutes of one of them."),
+    }
+    for who, (needed, allowed, why) in hours.items():
+        said = f"The {who} would take {needed:,.3g} hours of {allowed}: "
+        if needed > allowed:
+            return verdict(False, "", said + why)
+        if needed < allowed / 2:
+            return verdict(False, "", said + "half of that would do as well.")
+    praise = "A few cores, a common link, and some forty people for a hundred days: the labels."
+    return verdict(True, praise, "")

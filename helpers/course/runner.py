@@ -169,6 +169,20 @@ def exercises(notebook) -> list[tuple]:
     return list(zip(stubs, answers, codes, strict=True))
 
 
+def copy_for_class(file, solved):
+    """The notebook without outputs, as `copies` writes it."""
+    notebook = nbformat.read(file, 4)
+    for stub, answer, code in exercises(notebook):
+        notebook.cells.remove(answer)
+        if solved:
+            check = stub.source.strip().rsplit("\n", 1)[-1]
+            stub.source = f"{code}\n{check}"
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.update(outputs=[], execution_count=None)
+    return notebook
+
+
 def copies(folder, solved) -> list[Path]:
     """Copies of all notebooks without outputs, for a class, in a folder of the repository.
 
@@ -177,19 +191,9 @@ def copies(folder, solved) -> list[Path]:
     """
     written = []
     for file in notebook_files():
-        notebook = nbformat.read(file, 4)
-        for stub, answer, code in exercises(notebook):
-            notebook.cells.remove(answer)
-            if solved:
-                check = stub.source.strip().rsplit("\n", 1)[-1]
-                stub.source = f"{code}\n{check}"
-        for cell in notebook.cells:
-            if cell.cell_type == "code":
-                cell.update(outputs=[], execution_count=None)
+        text = nbformat.writes(copy_for_class(file, solved)).encode()
         target = Path(folder) / file.name
-        text = nbformat.writes(notebook).encode()
-        write_whole(target, lambda into, text=text: into.write(text))
-        written.append(target)
+        written.append(write_whole(target, lambda into, text=text: into.write(text)))
     return written
 
 

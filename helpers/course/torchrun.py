@@ -3,13 +3,17 @@
 With two of them (gloo on CPUs, NCCL where there is a GPU for each):
 
     torchrun --nproc-per-node=2 -m helpers.course.torchrun --dataset phantom --profile quick
+
+`lose_a_worker` does this and kills one of them on the way.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import subprocess  # nosec B404
 import sys
+import tempfile
 from functools import partial
 
 import torch
@@ -23,6 +27,7 @@ from helpers.learn.ranks import (
     rank,
     rank_0_first,
 )
+from helpers.storage.processes import kill
 
 OPTIONS = ("epochs", "batch_size", "learning_rate", "dropout")
 
@@ -62,6 +67,9 @@ def run(chosen: argparse.Namespace) -> None:
     """Prepare, train, and print what is going on, a line an epoch; rank 0 alone prints."""
     from helpers.course import runs
 
+    # they take seconds to import; in the block below one rank would wait for the other
+    from helpers.learn import features, training  # noqa: F401
+
     say = partial(print, flush=True) if rank() == 0 else lambda *_: None
     n = n_processes()
     pids = gather(torch.tensor([os.getpid()]), n).tolist()
@@ -77,10 +85,44 @@ def run(chosen: argparse.Namespace) -> None:
     options = {name: value for name, value in options.items() if value is not None}
     with rank_0_first():  # the others find what it has made
         data = runs.prepare(chosen.dataset, chosen.profile, chosen.data_dir, chosen.seed)
+        if chosen.model in ("frozen", "finetuned"):
+            runs.inputs(data, "frozen")
     _, history = runs.train(
         data, chosen.model, chosen.seed, chosen.runs_dir, on_epoch=tell, **options
     )
     say(f"{len(history)} epochs, best validation loss {history.validation_loss.min():.4f}")
+
+
+def lose_a_worker(**options) -> int:
+    """Train on two processes of this machine, and kill rank 1 after the first epoch.
+
+    torchrun starts both again, once. options: those of the command line. Prints what rank 0 says.
+    Returns how often torchrun has started them; RuntimeError with its last words where it fails.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["--max-restarts=1", "-m", "helpers.course.torchrun"]
+    command += [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    environment = {"OMP_NUM_THREADS": "1", "USE_LIBUV": "0" if os.name == "nt" else "1"}
+    environment |= os.environ
+    environment |= {"TQDM_DISABLE": "1", "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
+    n_starts, was_killed = 0, False
+    with tempfile.TemporaryFile("w+") as errors:
+        pipes = {"stdout": subprocess.PIPE, "stderr": errors, "text": True}
+        # this Python with a list of arguments, and no shell
+        with subprocess.Popen(command, env=environment, **pipes) as started:  # nosec B603
+            for line in started.stdout:
+                said, _, pids = line.strip().partition(", pids ")
+                print(said)
+                if pids:
+                    n_starts, victim = n_starts + 1, int(pids.split()[-1])
+                if said.startswith("epoch 1:") and not was_killed:
+                    kill(victim)
+                    was_killed = True
+                    print("- rank 1 is killed -")
+        if started.returncode:
+            errors.seek(0)
+            raise RuntimeError(errors.read()[-2000:])
+    return n_starts
 
 
 if __name__ == "__main__":
