@@ -446,8 +446,8 @@ def moco(axis):
 @diagram(44)
 def data_parallel(axis):
     """Two processes, the ranks 0 and 1, have the same weights and share out one batch; each
-    computes the gradient of its share, the gradients are averaged by share and both take the same step;
-    rank 0 alone writes the checkpoint."""
+    computes the gradient of its share, the gradients are averaged by share and both take the same
+    step; rank 0 alone writes the checkpoint."""
     box(axis, 4, 18, 14, 8, "one batch\n4 scans")
     for y, rank, share, colour in ((29, 0, "3 scans", BLUE), (7, 1, "1 scan", RED)):
         arrow(axis, (18, 22), (23, y + 4))

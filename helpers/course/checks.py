@@ -274,35 +274,104 @@ def check_is_swapped(function):
     return verdict(n_right == 8, praise, hint)
 
 
-def check_lstm_parameters(count):
-    """4.1: the parameters of a bidirectional LSTM with 96 features and 64 hidden units."""
-    gate = 64 * 96 + 64 * 64 + 2 * 64
-    hint = "A direction has four gates; each has h x f and h x h weights and two biases of h."
-    slips = [
-        (4 * gate, "That is one direction; a bidirectional LSTM reads the slices both ways."),
-        (2 * 4 * (gate - 64), "PyTorch keeps two bias vectors for each gate, not one."),
-        (2 * gate, "That is one gate in each direction; an LSTM has four."),
+def check_lstm_step(function):
+    """4.1: one step of an LSTM by hand, in the order of PyTorch's gates."""
+
+    def sigmoid(x):
+        return 1 / (1 + np.exp(-x))
+
+    def step(order="ifgo", candidate=np.tanh, said=np.tanh, hears=1.0):
+        def compute(x, h, c, weights):
+            W, U, b = weights
+            gates = dict(zip(order, np.split(W @ x + hears * (U @ h) + b, 4), strict=True))
+            c = sigmoid(gates["f"]) * c + sigmoid(gates["i"]) * candidate(gates["g"])
+            return sigmoid(gates["o"]) * said(c), c
+
+        return compute
+
+    rng = np.random.default_rng(0)
+    cases = []
+    for n, m in ((3, 5), (4, 2)):
+        weights = [rng.normal(size=shape) for shape in ((4 * n, m), (4 * n, n), (4 * n,))]
+        cases.append((rng.normal(size=m), rng.normal(size=n), rng.normal(size=n), weights))
+    mistakes = [
+        (step("figo"), "The order is i, f, g, o: the first quarter is the input gate."),
+        (step("ifog"), "The order is i, f, g, o: the candidate comes before the output gate."),
+        (step(candidate=sigmoid), "The candidate g is no gate: it goes through tanh."),
+        (step(said=lambda c: c), "h is o times tanh(c): the memory is squeezed before it is said."),
+        (step(hears=0.0), "The gates hear the last h, too: U @ h is missing."),
     ]
-    return numeric(count, 2 * 4 * gate, hint, "Few, beside a wide linear layer.", slips)
+    hints = (
+        "Look at the cell that reads by hand: the sum, the four pieces, c, h.",
+        "One product for all four: np.split(W @ x + U @ h + b, 4) cuts it into i, f, g, o.",
+        "c = sigmoid(f) * c + sigmoid(i) * np.tanh(g), and h = sigmoid(o) * np.tanh(c).",
+    )
+    praise = "Run it over the slices, and it is an LSTM."
+    return built(function, step(), cases, mistakes, hints, praise)
+
+
+def check_who_moves(letter):
+    """4.2: which outputs of the two readers move when the last slice changes."""
+    because = {
+        "a": "The downward reader begins with that slice and carries it along.",
+        "b": "Each reader knows what it has read so far: one has read it last, the other first.",
+        "c": "The upward reader meets it at the very end: what it said before cannot change.",
+        "d": "The other way round: the upward reader begins at the feet.",
+    }
+    return choice(letter, "b", because)
 
 
 def check_pooling(function):
-    """4.2: attention pooling with equal scores is the mean."""
-    features, scores = np.arange(12.0).reshape(4, 3), np.array([0.0, 1.0, -1.0, 2.0])
-    found = answers_of(function, [(features, scores)])
+    """4.3: attention pooling that holds for large scores."""
+
+    def right(features, scores):
+        weights = np.exp(scores - scores.max())
+        return weights / weights.sum() @ features
+
+    def unsafe(features, scores):
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.exp(scores) / np.exp(scores).sum() @ features
+
+    features = np.arange(12.0).reshape(4, 3) ** 2
+    scores = np.array([0.0, 1.0, -1.0, 2.0])
+    cases = [(features, scores), (features[::-1] + 1, 800 + scores)]
+    mistakes = [
+        (unsafe, "exp of 800 is no number any more: take the largest score away first."),
+        (lambda f, s: s @ f, "The scores were used as they are: a softmax makes weights of them."),
+        (lambda f, s: f.mean(0), "That is the mean: the scores have to change it."),
+        (lambda f, s: right(f, s) / len(s), "The weights sum to 1 already: do not divide again."),
+    ]
+    hints = (
+        "Look at the five slices above: scores to weights, then a weighted sum over the slices.",
+        "A softmax of the scores minus their maximum; then weights times features, summed.",
+        "weights = np.exp(scores - scores.max()); then weights / weights.sum() @ features.",
+    )
+    return built(function, right, cases, mistakes, hints, "With equal scores it is the mean.")
+
+
+def check_needle(function):
+    """4.4: a pooling that finds one slice among many, in any order."""
+    rng = np.random.default_rng(0)
+    healthy = rng.normal(0, 0.01, (64, 8))
+    needle = healthy.copy()
+    needle[41] = [3, 0, 2, 0, 4, 0, 3, 1]
+    longer = np.concatenate([needle, rng.normal(0, 0.01, (100, 8))])
+    found = answers_of(function, [(x,) for x in (needle, rng.permutation(needle), longer, healthy)])
     if not found:
         return found
-    found = np.asarray(found[0], float)
-    expected = np.exp(scores) / np.exp(scores).sum() @ features
-    hint = "Turn the scores into weights with a softmax, then sum weight x features over slices."
-    if found.shape != (3,):
-        hint = f"The result has the shape {found.shape}: sum over the slices, keep the features."
-    elif np.allclose(found, scores @ features):
-        hint = "The scores were used as they are: a softmax makes weights that sum to 1."
-    elif np.allclose(found, features.mean(0)):
-        hint = "That is the mean: the scores have to change it."
-    right = found.shape == (3,) and np.allclose(found, expected)
-    return verdict(right, "With equal scores it is the mean.", hint)
+    if any(np.shape(answer) != (8,) for answer in found):
+        return verdict(False, "", "Give one number for each feature, (F,): pool over the slices.")
+    alone, shuffled, among_more, none = map(np.asarray, found)
+    if not np.allclose(alone, shuffled, atol=0.05):
+        return verdict(False, "", "Shuffled slices gave another answer: an order came in.")
+    if np.abs(alone - none).max() < 0.5:
+        return verdict(False, "", "With the needle or without it, your answer is nearly the same.")
+    if not np.allclose(alone, among_more, atol=0.1):
+        return verdict(
+            False, "", "A hundred slices with nothing changed the answer: they drown it."
+        )
+    praise = "It finds the needle, and the order of the slices does not matter."
+    return verdict(True, praise, "")
 
 
 def check_learning_rate(step):
