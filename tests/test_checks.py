@@ -13,7 +13,7 @@ from scipy import ndimage
 from sklearn.metrics import roc_curve
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torchvision.models.densenet import _DenseBlock
 
 from helpers.course import answers, checks
@@ -128,6 +128,20 @@ def has_soft_tissue_at_left(hu):
     return left.sum() > right.sum()
 
 
+def accumulated(model, mean_loss, scans, labels, share, part=np.divide, forget=False):
+    """The gradient of a batch in shares; part: what the mean of n scans of all counts."""
+    for rows in torch.arange(len(scans)).split(share):
+        if forget:
+            model.zero_grad()
+        loss = mean_loss(model(scans[rows]), labels[rows])
+        (float(part(len(rows), len(scans))) * loss).backward()
+
+
+def half_or_third(n, n_all):
+    """Every share the same, as if none were smaller."""
+    return 1 / {6: 2, 5: 3}[n_all]
+
+
 PUBLISHED = {"CT-0": 0, "CT-1": 1, "CT-2": 1, "CT-3": 1, "CT-4": 1}
 SCORES = np.array([0.0, 1.0, -1.0, 2.0])
 
@@ -193,11 +207,18 @@ SCORES = np.array([0.0, 1.0, -1.0, 2.0])
         ("needle", (lambda f: np.median(f, axis=0),), "nearly the same"),
         ("needle", (lambda f: 20 * f.mean(axis=0),), "drown"),
         ("needle", (lambda f: f[99, 99],), "IndexError"),
-        ("positive_weight", (1 / 3,), "other way"),
-        ("positive_weight", (0.75,), "share"),
-        ("learning_rate", (100,), "cosine"),
-        ("learning_rate", (8,), "straight piece"),
-        ("learning_rate", (11,), "straight piece"),
+        ("accumulated", (lambda model, loss, x, y, n: loss(model(x), y).backward(),), "room for 3"),
+        ("accumulated", (lambda *case: accumulated(*case, part=lambda n, of: 1),), "too long"),
+        ("accumulated", (lambda *case: accumulated(*case, part=lambda n, of: n),), "no zero_grad"),
+        ("accumulated", (lambda *case: accumulated(*case, forget=True),), "no zero_grad"),
+        ("accumulated", (lambda *case: accumulated(*case, part=half_or_third),), "smaller last"),
+        ("accumulated", (lambda model, loss, x, y, n: loss(model(x[:n]), y[:n]),), "Of 6 scans 3"),
+        (
+            "accumulated",
+            (lambda model, loss, x, y, n: [model(x[:3]), model(x[3:])],),
+            "no gradient",
+        ),
+        ("accumulated", (lambda model, loss, x, y, n: x[99],), "IndexError"),
         ("threshold_for_95", (lambda labels, scores: scores[99],), "IndexError"),
         ("cheapest_threshold", (0.6, *CHOOSING.to_numpy().T), "both errors cost 1"),
         ("cheapest_threshold", (0.05, *CHOOSING.to_numpy().T), "calls everybody"),
@@ -279,9 +300,18 @@ def linked_by_height(k, n_a, n_b):
     return int(np.searchsorted(edges, (2 * k + 1) / (2 * n_a), side="right")) - 1
 
 
-def steps_of_full_rate():
-    factor = taught("05", "learning_rate_factor")
-    return [step for step in range(100) if factor(step, 100, 10) == 1]
+def loss_of_pytorch(logits, labels, weight):
+    logits, labels = torch.from_numpy(logits), torch.from_numpy(labels).double()
+    weight = torch.tensor(weight)
+    return binary_cross_entropy_with_logits(logits, labels, pos_weight=weight).item()
+
+
+def clipped_by_pytorch(gradients, longest):
+    layers = [nn.Parameter(torch.zeros(gradient.shape).double()) for gradient in gradients]
+    for layer, gradient in zip(layers, gradients, strict=True):
+        layer.grad = torch.from_numpy(gradient)
+    nn.utils.clip_grad_norm_(layers, longest)
+    return [layer.grad.numpy() for layer in layers]
 
 
 def threshold_on_the_curve(labels, scores):
@@ -391,12 +421,9 @@ FOLLOWS = {
     "4.1": ("lstm_step", lambda: (step_of_torch,)),
     "4.3": ("pooling", lambda: (average_by_network,)),
     "4.4": ("needle", lambda: (sharp_softmax,)),
-    "5.1": ("learning_rate", lambda: (steps_of_full_rate()[0],)),
-    "5.1, the other": ("learning_rate", lambda: (steps_of_full_rate()[1],)),
-    "5.2": (
-        "positive_weight",
-        lambda: (taught("05", "positive_weight")(np.repeat([0, 1], [60, 20])),),
-    ),
+    "5.1": ("weighted_loss", lambda: (loss_of_pytorch,)),
+    "5.2": ("clipped", lambda: (clipped_by_pytorch,)),
+    "5.4": ("accumulated", lambda: (accumulated,)),
     "6.1": ("threshold_for_95", lambda: (threshold_on_the_curve,)),
     "6.2": ("differences", lambda: (differences_of_counted_patients,)),
     "6.3": ("prevalence", letter_of_the_predictive_value),
@@ -428,10 +455,6 @@ def test_the_expected_answer_follows_from_the_notebook(exercise, capsys):
     rounded = [round(float(a), 2) if np.isscalar(a) and np.isreal(a) else a for a in arguments]
     assert check(*rounded) is True
     assert capsys.readouterr().out.count("Right.") == 2
-
-
-def test_two_steps_have_the_full_rate():
-    assert steps_of_full_rate() == [9, 10]
 
 
 @pytest.mark.parametrize(

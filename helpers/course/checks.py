@@ -11,9 +11,9 @@ from numbers import Real
 import numpy as np
 import pandas as pd
 import torch
-from torch.nn.functional import normalize
+from torch.nn.functional import binary_cross_entropy_with_logits, normalize
 
-from helpers.course.answers import answer, answers_of, built, choice, numeric, same, verdict
+from helpers.course.answers import answer, answers_of, built, choice, numeric, verdict
 from helpers.ct.cohort import TASKS
 from helpers.learn.augmentation import ImageAugmentation
 from helpers.phantom import simulate
@@ -374,22 +374,132 @@ def check_needle(function):
     return verdict(True, praise, "")
 
 
-def check_learning_rate(step):
-    """5.1: the step, counted from 0, at which a warm-up over 10 of 100 steps reaches its peak."""
-    if same(step, 10):
-        return verdict(True, "The rate is still full at step 10; step 9 was the first.", "")
-    hint = "Look at the end of the straight piece of the curve."
-    slips = [(100, "By the last step the cosine has come down to almost nothing.")]
-    return numeric(step, 9, hint, "Step 10 has it too; then the cosine brings it down.", slips)
+def check_weighted_loss(function):
+    """5.1: the mean binary cross-entropy of logits, with the ill weighted."""
+
+    def each(logits, labels, weight, of=1):
+        right_answer = np.where(labels == 1, logits, -logits)
+        return np.where(labels == of, weight, 1) * np.log1p(np.exp(-right_answer))
+
+    def right(logits, labels, weight):
+        return each(logits, labels, weight).mean()
+
+    mistakes = [
+        (
+            lambda *case: each(*case).sum(),
+            "That is the sum; a larger batch would take larger steps.",
+        ),
+        (lambda *case: each(*case), "The losses are right, one a scan: now their mean."),
+        (lambda *case: -right(*case), "The sign: the logarithm of a probability is below 0."),
+        (lambda *case: each(*case, of=0).mean(), "The weight is that of the ill: labels == 1."),
+        (lambda x, y, w: right(x, y, 1), "That is the plain loss: the weight has no effect."),
+        (lambda x, y, w: w * right(x, y, 1), "The healthy are weighted too: theirs count once."),
+        (
+            lambda x, y, w: right(-x, y, w),
+            "A high logit means ill: the sigmoid has e to the -logit.",
+        ),
+        (
+            lambda x, y, w: each(x, y, w).sum() / np.where(y == 1, w, 1).sum(),
+            "You divide by the sum of the weights; here the mean is over the scans.",
+        ),
+    ]
+    hints = (
+        "Turn the logits into probabilities of being ill first, then look at the table above.",
+        "The right answer's probability is p for the ill and 1 - p for the healthy; minus its log.",
+        "np.where(labels == 1, -weight * np.log(p), -np.log(1 - p)).mean()",
+    )
+    cases = [([2, -1, 0.5, -3], [1, 0, 0, 1], 1.5), ([0.3, 1, -2], [1, 0, 0], 2)]
+    cases = [(np.array(x, float), np.array(y), weight) for x, y, weight in cases]
+    return built(function, right, cases, mistakes, hints, "PyTorch's loss does just that.")
 
 
-def check_positive_weight(weight):
-    """5.2: the weight of the positive class with 60 healthy and 20 ill training studies."""
-    hint = "The 20 ill studies together should weigh as much as the 60 healthy ones."
-    share = "That is a share of the whole; what is wanted is one class against the other."
-    other_way = "The other way round: the rarer class is the one to be weighted up."
-    slips = [(1 / 3, other_way), (0.75, share), (0.25, share)]
-    return numeric(weight, 3, hint, "The loss then counts both classes alike.", slips)
+def check_clipped(function):
+    """5.2: a gradient of several layers, shortened to a length, in the same direction."""
+
+    def length(gradients):
+        return np.sqrt(sum((gradient**2).sum() for gradient in gradients))
+
+    def right(gradients, longest):
+        return [min(1, longest / length(gradients)) * gradient for gradient in gradients]
+
+    def by_layer(gradients, longest):
+        return [right([gradient], longest)[0] for gradient in gradients]
+
+    def always(gradients, longest):
+        return [longest / length(gradients) * gradient for gradient in gradients]
+
+    def by_number(gradients, longest):
+        return [np.clip(gradient, -longest, longest) for gradient in gradients]
+
+    def squared(gradients, longest):
+        return [min(1, longest / length(gradients) ** 2) * gradient for gradient in gradients]
+
+    mistakes = [
+        (by_layer, "Each layer got a length of its own, and the whole arrow another direction."),
+        (always, "A short gradient was made longer: it is small because there is little to do."),
+        (by_number, "Number by number the arrow changes its direction; use one factor for all."),
+        (squared, "That is the length squared: the root is missing."),
+        (lambda gradients, longest: gradients, "The long gradient is as long as before."),
+    ]
+    hints = (
+        "How long is the whole arrow? All layers' numbers belong to it.",
+        "length is the root of the sum of all squares; the factor is longest / length, 1 at most.",
+        "return [min(1, longest / length) * gradient for gradient in gradients]",
+    )
+    layers = [np.array([[3.0, -4.0], [0.5, 1.0]]), np.array([0.4, -12.0])]
+    cases = [(layers, 1.0), (layers, 20.0), ([layer / 20 for layer in layers], 1.0)]
+    praise = "The direction stays, and no batch takes more than its step."
+    return built(function, right, cases, mistakes, hints, praise)
+
+
+def check_resumed(letter):
+    """5.3: what interrupting and resuming a training changes."""
+    because = {
+        "a": "It would, with the weights alone; but AdamW's memory is in the checkpoint as well.",
+        "b": "Random, but drawn from the seed and the epoch, so the second epoch draws the same.",
+        "c": "Weights and AdamW's memory come from the file, all else from the seed and the epoch.",
+        "d": "The rate follows from the step, which follows from the epochs that are done.",
+    }
+    return choice(letter, "c", because)
+
+
+def check_accumulated(function):
+    """5.4: a batch in shares, one after the other, leaves the gradient of the whole batch."""
+    if not answer(function):
+        return None
+    model = torch.nn.Sequential(torch.nn.Linear(3, 1, bias=False), torch.nn.Flatten(0))
+    weight, seen = torch.nn.init.constant_(model[0].weight, 0.2), []
+    mean_loss = binary_cross_entropy_with_logits
+    for n, share in ((6, 3), (5, 2)):
+        scans, labels = torch.arange(3.0 * n).reshape(n, 3).sin(), torch.arange(n) % 2 * 1.0
+        (whole,) = torch.autograd.grad(mean_loss(model(scans), labels), weight)
+        model.zero_grad()
+        seen.clear()
+        with model.register_forward_hook(lambda model, given, logits: seen.append(len(logits))):
+            try:
+                left = function(model, mean_loss, scans, labels, share)
+            except Exception as error:
+                return verdict(False, "", f"It stopped with {type(error).__name__}: {error}")
+        if not answer(left):
+            return None
+        if max(seen, default=0) > share:
+            hint = f"{max(seen)} scans went through the network at once; there is room for {share}."
+        elif sum(seen) != n:
+            hint = f"Of {n} scans {sum(seen)} went through the network."
+        elif weight.grad is None or not weight.grad.any():
+            hint = "There is no gradient in the end: every share needs its .backward()."
+        elif torch.allclose(weight.grad, len(seen) * whole):
+            hint = (
+                "It is too long, once for every share: each counts with its part of the batch only."
+            )
+        elif not torch.allclose(weight.grad, whole) and n % share:
+            hint = "With a smaller last share it is another gradient: every scan counts 1 / 5."
+        elif not torch.allclose(weight.grad, whole):
+            hint = "Not the whole batch's. Keep what earlier shares added: no zero_grad in between."
+        else:
+            continue
+        return verdict(False, "", hint)
+    return verdict(True, "A large batch on a small GPU; it only takes longer.", "")
 
 
 def check_threshold_for_95(function):
