@@ -103,7 +103,7 @@ def check_split_by_slice(letter):
     because = {
         "a": "So it is split by patient. Here its neighbours are in training, with their label.",
         "b": "Nearly every slice has a neighbour of its own study in training: more than that.",
-        "c": "The most similar slice is of the same study, and so has the same label, tossed or not.",
+        "c": "The most similar slice is of the same study, and so has its label, tossed or not.",
     }
     return choice(letter, "c", because)
 
