@@ -103,7 +103,7 @@ def check_split_by_slice(letter):
     because = {
         "a": "So it is split by patient. Here its neighbours are in training, with their label.",
         "b": "Nearly every slice has a neighbour of its own study in training: more than that.",
-        "c": "The most similar slice is of the same study, which has one label, tossed or not.",
+        "c": "The most similar slice is of the same study, and so has its label, tossed or not.",
     }
     return choice(letter, "c", because)
 
@@ -700,7 +700,7 @@ def check_format_alone(letter):
 
 def check_shortcut(function):
     """8.3: the column of metadata that gives the class away on test, or None."""
-    planted = {"scanner": 0.5, "": 0.25, "software": 0.25, "hospital": 0.5, None: 0.5}
+    planted = {"scanner": 0.5, "": 0.25, "software": 0.3, "hospital": 0.5, None: 0.5}
     tables = [(_metadata(*case, seed),) for seed, case in enumerate(planted.items())]
     found = answers_of(function, tables)
     if not found:
@@ -728,7 +728,7 @@ def _metadata(planted, share_of_covid, seed):
     label = (rng.random(400) < share_of_covid).astype(int)
     columns = {"image": [f"{k}.png" for k in rng.permutation(400)]}
     for name in ("scanner", "hospital", "software"):
-        like = np.where(rng.random(400) < 0.9, label, 1 - label) * 2 if name == planted else 0
+        like = np.where(rng.random(400) < 0.95, label, 1 - label) * 2 if name == planted else 0
         values = like + rng.integers(0, 2 if name == planted else 4, 400)
         columns[name] = [f"{name} {value}" for value in values]
     return pd.DataFrame(columns | {"label": label, "part": ["train", "test"] * 200})
