@@ -142,6 +142,16 @@ def half_or_third(n, n_all):
     return 1 / {6: 2, 5: 3}[n_all]
 
 
+def shortcut_above(table, bound):
+    """The first column whose rule, learnt on train, is right on more of test than a fixed bound."""
+    train, test = table[table.part == "train"], table[table.part == "test"]
+    for column in ("scanner", "hospital", "software"):
+        rule = (train.groupby(column).label.mean() > 0.5).astype(int)
+        if (test[column].map(rule) == test.label).mean() > bound:
+            return column
+    return None
+
+
 PUBLISHED = {"CT-0": 0, "CT-1": 1, "CT-2": 1, "CT-3": 1, "CT-4": 1}
 SCORES = np.array([0.0, 1.0, -1.0, 2.0])
 
@@ -156,8 +166,6 @@ SCORES = np.array([0.0, 1.0, -1.0, 2.0])
         ),
         ("published_task", ({"CT-0": 0, "CT-1": 1},), "CT-2"),
         ("published_task", ("CT-0",), "dictionary"),
-        ("shared_patients", (lambda a, b: len(set(a.study) & set(b.study)),), "not `study`"),
-        ("shared_patients", (lambda a, b: a.patient.isin(b.patient).sum(),), "twice"),
         ("two_windows", ((40, 400), (40, 400)), "the shell (1000 HU) is white"),
         ("two_windows", ((400, 1800), (400, 1800)), "greys apart"),
         ("two_windows", ((-600, 1500), (400, 1800)), "greys apart"),
@@ -169,13 +177,11 @@ SCORES = np.array([0.0, 1.0, -1.0, 2.0])
         ("is_swapped", (lambda hu: not has_liver_at_left(hu),), "other way round"),
         ("is_swapped", (lambda hu: has_soft_tissue_at_left(hu),), "lowest slices"),
         ("is_swapped", (lambda hu: hu[99],), "IndexError"),
-        ("preprint_doi", (lambda name: "",), "10.1101/2020.03.22.20034041"),
-        ("preprint_doi", (lambda name: f"10.1101/{name.split('-')[0]}",), "kjr-21-e24-p5-29.png"),
-        ("preprint_doi", (lambda name: name[99],), "IndexError"),
-        ("accuracy_without_copies", (166 / 203,), "still among"),
-        ("accuracy_without_copies", (168 / 203,), "both numbers"),
-        ("accuracy_without_copies", (0.828,), "both numbers"),
-        ("accuracy_without_copies", (0.8,), "both numbers"),
+        ("shortcut", (lambda table: None,), "`scanner` gives most"),
+        ("shortcut", (lambda table: "image",), "score on test"),
+        ("shortcut", (lambda table: shortcut_above(table, 0.7),), "beats the commoner class"),
+        ("shortcut", (lambda table: "hospital",), "`scanner` gives most"),
+        ("shortcut", (lambda table: table.nobody,), "AttributeError"),
         ("direction", (lambda y, p, t: (1 - y, p, t),), "AUC was"),
         ("direction", (lambda y, p, t: (y, p, t),), "COVID has to be 1"),
         ("direction", (lambda y, p, t: (y, 1 - p, t),), "COVID has to be 1"),
@@ -201,14 +207,11 @@ SCORES = np.array([0.0, 1.0, -1.0, 2.0])
         ("plan", (3, 0, 45), "above 0"),
         ("plan", (np.int64(9), np.float32(2.5), 45), "The cores would take 12.3 hours"),
         ("plan", ("3", 2.5, 45), "above 0"),
-        ("shared_patients", (lambda a, b: a.nobody,), "AttributeError"),
-        ("pooling", (lambda f, s: f[9],), "IndexError"),
-        ("lstm_parameters", (41472,), "one direction"),
-        ("lstm_parameters", (2 * 4 * (64 * 96 + 64 * 64 + 64),), "two bias"),
-        ("lstm_parameters", (2 * 10368,), "one gate"),
-        ("pooling", (lambda f, s: f.mean(0),), "the mean"),
-        ("pooling", (lambda f, s: s @ f,), "softmax"),
-        ("pooling", (lambda f, s: f.sum(1),), "shape"),
+        ("needle", (lambda f: f.max(),), "one number for each feature"),
+        ("needle", (lambda f: f[41],), "an order"),
+        ("needle", (lambda f: np.median(f, axis=0),), "nearly the same"),
+        ("needle", (lambda f: 20 * f.mean(axis=0),), "drown"),
+        ("needle", (lambda f: f[99, 99],), "IndexError"),
         ("accumulated", (lambda model, loss, x, y, n: loss(model(x), y).backward(),), "room for 3"),
         ("accumulated", (lambda *case: accumulated(*case, part=lambda n, of: 1),), "too long"),
         ("accumulated", (lambda *case: accumulated(*case, part=lambda n, of: n),), "no zero_grad"),
@@ -246,6 +249,22 @@ def average_by_network(features, scores):
     pooling.score = LastColumn()
     sequence = torch.from_numpy(np.column_stack([features, scores]))
     return pooling(sequence[None])[0][0, :3].numpy()
+
+
+def step_of_torch(x, h, c, weights):
+    """One step of torch's LSTMCell with these weights."""
+    W, U, b = (torch.from_numpy(value) for value in weights)
+    cell = nn.LSTMCell(len(x), len(h)).double()
+    cell.load_state_dict({"weight_ih": W, "weight_hh": U, "bias_ih": b, "bias_hh": 0 * b})
+    with torch.no_grad():
+        new = cell(torch.from_numpy(x), (torch.from_numpy(h), torch.from_numpy(c)))
+    return tuple(value.numpy() for value in new)
+
+
+def sharp_softmax(features):
+    """Attention whose scores are the features, times so much that the largest one wins."""
+    weights = torch.from_numpy(30 * features).softmax(0).numpy()
+    return (weights * features).sum(axis=0)
 
 
 def taught(number, name):
@@ -404,11 +423,9 @@ FOLLOWS = {
     "3.2": ("lesion_by_side", lambda: (lesion_of_each_side,)),
     "3.3": ("linked", lambda: (linked_by_height,)),
     "3.4": ("is_swapped", lambda: (has_liver_at_left,)),
-    "4.1": (
-        "lstm_parameters",
-        lambda: (networks.count_parameters(nn.LSTM(96, 64, bidirectional=True)),),
-    ),
-    "4.2": ("pooling", lambda: (average_by_network,)),
+    "4.1": ("lstm_step", lambda: (step_of_torch,)),
+    "4.3": ("pooling", lambda: (average_by_network,)),
+    "4.4": ("needle", lambda: (sharp_softmax,)),
     "5.1": ("weighted_loss", lambda: (loss_of_pytorch,)),
     "5.2": ("clipped", lambda: (clipped_by_pytorch,)),
     "5.4": ("accumulated", lambda: (accumulated,)),
@@ -421,7 +438,6 @@ FOLLOWS = {
         lambda: (0.25, *CHOOSING.to_numpy().T),
     ),
     "8.1": ("preprint_doi", lambda: (covid_ct.normalise_doi,)),
-    "8.2": ("accuracy_without_copies", lambda: (np.repeat([1, 0], [168, 35])[2:].mean(),)),
     "9.1": ("square", lambda: (letterboxed_by_the_course,)),
     "9.2": ("dense_block", lambda: (dense_block_of_torchvision,)),
     "9.3": ("direction", lambda: (as_scikit_learn_turns_it,)),
@@ -443,18 +459,6 @@ def test_the_expected_answer_follows_from_the_notebook(exercise, capsys):
     rounded = [round(float(a), 2) if np.isscalar(a) and np.isreal(a) else a for a in arguments]
     assert check(*rounded) is True
     assert capsys.readouterr().out.count("Right.") == 2
-
-
-@pytest.mark.parametrize(
-    ("check", "answers"),
-    [
-        ("accuracy_without_copies", [(0.826,), (0.83,), (0.8259,), (np.float32(166 / 201),)]),
-        ("lstm_parameters", [(82944,), (82944.0,)]),
-    ],
-)
-def test_rounded_answers_are_right(check, answers, capsys):
-    for numbers in answers:
-        assert getattr(checks, f"check_{check}")(*numbers) is True, numbers
 
 
 def test_a_small_nodule_in_a_thick_slice_has_the_hu_of_ground_glass(capsys):

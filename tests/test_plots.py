@@ -412,3 +412,18 @@ def test_live_curve_updates_one_picture_in_a_notebook_and_is_silent_elsewhere(mo
     for n in range(1, 7):
         curve([0] * n)
     assert (shown, updated) == ([2], [4, 6])
+
+
+def test_the_alternative_text_says_what_is_written_on_a_figure():
+    each = {"ours": (0.9, 0.8, 1.0), "theirs": (0.5, 0.4, 0.6)}
+    scores = {name: {"auc": metrics.Interval(*values)} for name, values in each.items()}
+    words = plots.alternative_text(plots.intervals(scores, caption="Synthetic."))
+    assert words == "AUC: ours 0.90 [0.80, 1.00], theirs 0.50 [0.40, 0.60]; Synthetic."
+    counts = plots.confusion_matrix(np.array([0, 1, 1]), np.array([0, 1, 0]))
+    assert plots.alternative_text(counts) == (
+        "picture: truth against predicted: 1 100 %, 0 0 %, 1 50 %, 1 50 %"
+    )
+    slices = plots.show_slices([np.eye(4)] * 2, ["low", "high"], caption="Synthetic.")
+    assert plots.alternative_text(slices) == "low; high; Synthetic."
+    slices.set_label("Two slices.")
+    assert plots.alternative_text(slices) == "Two slices."

@@ -45,9 +45,15 @@ def test_quick_03_makes_the_gifs(quick_runs):
     assert found["bytes_of_all_frames"] < 3e6 * 43 / 40
 
 
-def test_quick_04_overfits_one_batch(quick_runs):
+def test_quick_04_builds_an_lstm_and_finds_out_what_it_is_good_for(quick_runs):
     found = results(quick_runs, "04")
     assert 0.4 < found["first_loss"] < 1.0 and found["last_loss"] < 0.1
+    assert found["apart"] < 1e-5, "the LSTM by hand is not torch's"
+    worth = found["worth"]
+    assert worth["upside down? Bi-LSTM"][0] > 0.9
+    low, high = worth["upside down? mean"][1:]
+    assert low < 0.5 < high, "a mean cannot know an order"
+    assert min(worth[f"ill? {kind}"][0] for kind in ("Bi-LSTM", "mean")) > 0.8
 
 
 def test_quick_05_learns_three_ways(quick_runs):

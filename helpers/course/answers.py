@@ -1,8 +1,7 @@
 """How a check answers: one line, and hints that say more at every try.
 
-A check prints one line and returns True or False; an answer left as `...` returns None. Numbers
-may be rounded, to two digits or more. A usual mistake has a hint of its own; for others there are
-three: where to look, the idea, almost the line.
+A check prints one line and returns True or False; an answer left as `...` returns None. A usual
+mistake has a hint of its own; for others there are three: where to look, the idea, almost the line.
 """
 
 from __future__ import annotations
@@ -61,38 +60,6 @@ def alike(found, expected):
     except (TypeError, ValueError):
         return False
     return found.shape == expected.shape and np.allclose(found, expected, 1e-5, equal_nan=True)
-
-
-def numeric(found, expected, hint, praise, slips=(), tolerance=1e-5):
-    """Check a number, or a tuple of numbers, and print praise or a hint.
-
-    slips: pairs of a usual wrong answer and the hint for it, where `...` stands for any number;
-    `hint` is for all other wrong answers. tolerance: as in `same`, for `expected`.
-    """
-    if not answer(*(found if isinstance(found, tuple) else (found,))):
-        return None
-    hints = [text for slip, text in slips if same(found, slip)]
-    return verdict(same(found, expected, tolerance), praise, [*hints, hint][0])
-
-
-def same(found, expected, tolerance=1e-5):
-    """Whether a number is the expected one, rounded or not; False for what is no number.
-
-    For 0.8259 the numbers 0.826 and 0.83 are right, and neither 0.828 nor 0.8 is: as many digits
-    count as were given, and two at least. What is nearer than `tolerance` x expected is right, too.
-    """
-    if isinstance(expected, tuple):
-        return all(same(*pair, tolerance) for pair in zip(found, expected, strict=True))
-    if expected is ...:
-        return True
-    try:
-        found = float(found)
-    except (TypeError, ValueError):
-        return False
-    decimals = len(np.format_float_positional(found, trim="-").partition(".")[2])
-    of_two_digits = 1 - int(np.floor(np.log10(abs(expected) or 1)))
-    half_a_digit = 0.5 * 10.0 ** -max(decimals, of_two_digits)
-    return bool(abs(found - expected) <= max(half_a_digit, tolerance * abs(expected)))
 
 
 def answers_of(function, cases):

@@ -6,6 +6,7 @@ function that is tried on hidden cases, or a property that the answer has to hav
 
 from __future__ import annotations
 
+import re
 from numbers import Real
 
 import numpy as np
@@ -13,7 +14,7 @@ import pandas as pd
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, normalize
 
-from helpers.course.answers import answer, answers_of, built, choice, numeric, verdict
+from helpers.course.answers import answer, answers_of, built, choice, verdict
 from helpers.ct.cohort import TASKS
 from helpers.learn.augmentation import ImageAugmentation
 from helpers.phantom import simulate
@@ -36,17 +37,75 @@ def check_published_task(task):
 
 def check_shared_patients(function):
     """1.2: the number of patients that two tables share."""
-    a = pd.DataFrame({"patient": ["p1", "p1", "p2"], "study": ["s1", "s2", "s3"]})
-    b = pd.DataFrame({"patient": ["p1", "p1", "p3"], "study": ["s4", "s5", "s6"]})
-    found = answers_of(function, [(a, b)])
-    if not found:
-        return found
-    hint = "Compare the column `patient`, and count every patient once."
-    slips = [
-        (2, "p1 was counted twice: count patients, not studies (a set helps)."),
-        (0, "Studies differ although the patient is the same: compare `patient`, not `study`."),
+    one = pd.DataFrame({"patient": ["p1", "p1", "p2"], "study": ["s1", "s2", "s3"]})
+    two = pd.DataFrame({"patient": ["p1", "p3", "p2"], "study": ["s2", "s5", "s6"]})
+    none = pd.DataFrame({"patient": ["p4", "p5"], "study": ["s1", "s2"]})
+    mistakes = [
+        (lambda a, b: a.patient.isin(b.patient).sum(),
+         "Somebody with two studies was counted twice: count patients (a set helps)."),
+        (lambda a, b: len(set(a.study) & set(b.study)),
+         "A patient may have several studies: compare `patient`, not `study`."),
+        (lambda a, b: len(set(a.patient) | set(b.patient)),
+         "Those are all the patients of both tables; asked for are those in both."),
+        (lambda a, b: bool(set(a.patient) & set(b.patient)),
+         "That says whether they share any; asked for is how many."),
+    ]  # fmt: skip
+    hints = (
+        "Look at the column `patient` of both tables.",
+        "Make a set of each column, so that every patient counts once, and intersect the two.",
+        "return len(set(a.patient) & ...)",
+    )
+
+    def right(a, b):
+        return len(set(a.patient) & set(b.patient))
+
+    cases = [(one, two), (one, none), (two.tail(2), one)]
+    praise = "A split is sound when this is 0 for every pair of parts."
+    return built(function, right, cases, mistakes, hints, praise)
+
+
+def check_repaired(function):
+    """1.3: parts, one for each slice, of which every patient has only that of its first slice."""
+
+    def right(patients, parts):
+        first = dict(zip(patients[::-1], parts[::-1], strict=True))
+        return [first[patient] for patient in patients]
+
+    def without_them(patients, parts):
+        pairs = set(zip(patients, parts, strict=True))
+        n = [sum(patient == other for other, _ in pairs) for patient in patients]
+        return [part for part, n_parts in zip(parts, n, strict=True) if n_parts == 1]
+
+    mistakes = [
+        (lambda patients, parts: right(patients[::-1], parts[::-1])[::-1],
+         "That is the part of the patient's last slice: a dict keeps what was put in last."),
+        (lambda patients, parts: parts, "Nothing has moved: some are still in two parts."),
+        (without_them, "Their slices were thrown away: all are to stay, in one part."),
+        (lambda patients, parts: [parts[0]] * len(parts), "All are in one part now."),
+        (lambda patients, parts: dict(zip(patients[::-1], parts[::-1], strict=True)),
+         "A part for each patient: now look it up for every slice, in a list."),
+    ]  # fmt: skip
+    hints = (
+        "Look at one patient in the list: which of its parts do you meet first?",
+        "Go through both lists, and note a patient's part only when it is new. Then look it up.",
+        "first.setdefault(patient, part) in a loop; then [first[...] for patient in patients]",
+    )
+    cases = [
+        (["p1", "p2", "p1", "p2", "p3"], ["train", "test", "test", "test", "train"]),
+        (["p9", "p9", "p4", "p9", "p4"], ["test", "train", "train", "train", "validation"]),
     ]
-    return numeric(found[0], 1, hint, "A split is sound when this is 0 for every pair.", slips)
+    praise = "No patient is in two parts, and no slice is lost; count the classes anew."
+    return built(function, right, cases, mistakes, hints, praise)
+
+
+def check_split_by_slice(letter):
+    """1.4: the nearest neighbour's accuracy on the toss of a coin, split by slice."""
+    because = {
+        "a": "So it is split by patient. Here its neighbours are in training, with their label.",
+        "b": "Nearly every slice has a neighbour of its own study in training: more than that.",
+        "c": "The most similar slice is of the same study, which has one label, tossed or not.",
+    }
+    return choice(letter, "c", because)
 
 
 def check_distance_mm(function):
@@ -274,35 +333,104 @@ def check_is_swapped(function):
     return verdict(n_right == 8, praise, hint)
 
 
-def check_lstm_parameters(count):
-    """4.1: the parameters of a bidirectional LSTM with 96 features and 64 hidden units."""
-    gate = 64 * 96 + 64 * 64 + 2 * 64
-    hint = "A direction has four gates; each has h x f and h x h weights and two biases of h."
-    slips = [
-        (4 * gate, "That is one direction; a bidirectional LSTM reads the slices both ways."),
-        (2 * 4 * (gate - 64), "PyTorch keeps two bias vectors for each gate, not one."),
-        (2 * gate, "That is one gate in each direction; an LSTM has four."),
+def check_lstm_step(function):
+    """4.1: one step of an LSTM by hand, in the order of PyTorch's gates."""
+
+    def sigmoid(x):
+        return 1 / (1 + np.exp(-x))
+
+    def step(order="ifgo", candidate=np.tanh, said=np.tanh, hears=1.0):
+        def compute(x, h, c, weights):
+            W, U, b = weights
+            gates = dict(zip(order, np.split(W @ x + hears * (U @ h) + b, 4), strict=True))
+            c = sigmoid(gates["f"]) * c + sigmoid(gates["i"]) * candidate(gates["g"])
+            return sigmoid(gates["o"]) * said(c), c
+
+        return compute
+
+    rng = np.random.default_rng(0)
+    cases = []
+    for n, m in ((3, 5), (4, 2)):
+        weights = [rng.normal(size=shape) for shape in ((4 * n, m), (4 * n, n), (4 * n,))]
+        cases.append((rng.normal(size=m), rng.normal(size=n), rng.normal(size=n), weights))
+    mistakes = [
+        (step("figo"), "The order is i, f, g, o: the first quarter is the input gate."),
+        (step("ifog"), "The order is i, f, g, o: the candidate comes before the output gate."),
+        (step(candidate=sigmoid), "The candidate g is no gate: it goes through tanh."),
+        (step(said=lambda c: c), "h is o times tanh(c): the memory is squeezed before it is said."),
+        (step(hears=0.0), "The gates hear the last h, too: U @ h is missing."),
     ]
-    return numeric(count, 2 * 4 * gate, hint, "Few, beside a wide linear layer.", slips)
+    hints = (
+        "Look at the cell that reads by hand: the sum, the four pieces, c, h.",
+        "One product for all four: np.split(W @ x + U @ h + b, 4) cuts it into i, f, g, o.",
+        "c = sigmoid(f) * c + sigmoid(i) * np.tanh(g), and h = sigmoid(o) * np.tanh(c).",
+    )
+    praise = "Run it over the slices, and it is an LSTM."
+    return built(function, step(), cases, mistakes, hints, praise)
+
+
+def check_who_moves(letter):
+    """4.2: which outputs of the two readers move when the last slice changes."""
+    because = {
+        "a": "The downward reader begins with that slice and carries it along.",
+        "b": "Each reader knows what it has read so far: one has read it last, the other first.",
+        "c": "The upward reader meets it at the very end: what it said before cannot change.",
+        "d": "The other way round: the upward reader begins at the feet.",
+    }
+    return choice(letter, "b", because)
 
 
 def check_pooling(function):
-    """4.2: attention pooling with equal scores is the mean."""
-    features, scores = np.arange(12.0).reshape(4, 3), np.array([0.0, 1.0, -1.0, 2.0])
-    found = answers_of(function, [(features, scores)])
+    """4.3: attention pooling that holds for large scores."""
+
+    def right(features, scores):
+        weights = np.exp(scores - scores.max())
+        return weights / weights.sum() @ features
+
+    def unsafe(features, scores):
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.exp(scores) / np.exp(scores).sum() @ features
+
+    features = np.arange(12.0).reshape(4, 3) ** 2
+    scores = np.array([0.0, 1.0, -1.0, 2.0])
+    cases = [(features, scores), (features[::-1] + 1, 800 + scores)]
+    mistakes = [
+        (unsafe, "exp of 800 is no number any more: take the largest score away first."),
+        (lambda f, s: s @ f, "The scores were used as they are: a softmax makes weights of them."),
+        (lambda f, s: f.mean(0), "That is the mean: the scores have to change it."),
+        (lambda f, s: right(f, s) / len(s), "The weights sum to 1 already: do not divide again."),
+    ]
+    hints = (
+        "Look at the five slices above: scores to weights, then a weighted sum over the slices.",
+        "A softmax of the scores minus their maximum; then weights times features, summed.",
+        "weights = np.exp(scores - scores.max()); then weights / weights.sum() @ features.",
+    )
+    return built(function, right, cases, mistakes, hints, "With equal scores it is the mean.")
+
+
+def check_needle(function):
+    """4.4: a pooling that finds one slice among many, in any order."""
+    rng = np.random.default_rng(0)
+    healthy = rng.normal(0, 0.01, (64, 8))
+    needle = healthy.copy()
+    needle[41] = [3, 0, 2, 0, 4, 0, 3, 1]
+    longer = np.concatenate([needle, rng.normal(0, 0.01, (100, 8))])
+    found = answers_of(function, [(x,) for x in (needle, rng.permutation(needle), longer, healthy)])
     if not found:
         return found
-    found = np.asarray(found[0], float)
-    expected = np.exp(scores) / np.exp(scores).sum() @ features
-    hint = "Turn the scores into weights with a softmax, then sum weight x features over slices."
-    if found.shape != (3,):
-        hint = f"The result has the shape {found.shape}: sum over the slices, keep the features."
-    elif np.allclose(found, scores @ features):
-        hint = "The scores were used as they are: a softmax makes weights that sum to 1."
-    elif np.allclose(found, features.mean(0)):
-        hint = "That is the mean: the scores have to change it."
-    right = found.shape == (3,) and np.allclose(found, expected)
-    return verdict(right, "With equal scores it is the mean.", hint)
+    if any(np.shape(answer) != (8,) for answer in found):
+        return verdict(False, "", "Give one number for each feature, (F,): pool over the slices.")
+    alone, shuffled, among_more, none = map(np.asarray, found)
+    if not np.allclose(alone, shuffled, atol=0.05):
+        return verdict(False, "", "Shuffled slices gave another answer: an order came in.")
+    if np.abs(alone - none).max() < 0.5:
+        return verdict(False, "", "With the needle or without it, your answer is nearly the same.")
+    if not np.allclose(alone, among_more, atol=0.1):
+        return verdict(
+            False, "", "A hundred slices with nothing changed the answer: they drown it."
+        )
+    praise = "It finds the needle, and the order of the slices does not matter."
+    return verdict(True, praise, "")
 
 
 def check_weighted_loss(function):
@@ -533,27 +661,115 @@ def check_cheapest_threshold(threshold, labels, scores):
 
 def check_preprint_doi(function):
     """8.1: the DOI that the name of an image from a preprint means."""
-    names = {
-        "2020.03.22.20034041-p17-80-1.png": "10.1101/2020.03.22.20034041",
-        "2020.02.10.20021584-p6-52%0.png": "10.1101/2020.02.10.20021584",
-        "2020.01.24.919183-p27-132.png": "10.1101/2020.01.24.919183",
-        "kjr-21-e24-p5-29.png": "",
-        "71%0.jpg": "",
+
+    def right(name):
+        found = re.match(r"20\d\d\.\d\d\.\d\d\.\d+", name)
+        return f"10.1101/{found[0]}" if found else ""
+
+    mistakes = [
+        (lambda name: f"10.1101/{name.split('-')[0]}",
+         "kjr-21-e24-p5-29.png got a DOI too: the name of a preprint begins with a date."),
+        (lambda name: right(name).removeprefix("10.1101/"),
+         "The number is right; a DOI begins with the publisher's, here 10.1101/."),
+        (lambda name: right(name) and f"10.1101/{name.rsplit('.', 1)[0]}",
+         "The page and the figure are still there: the DOI ends before the first -."),
+        (lambda name: f"10.1101/{name[:19]}" if name[0] == "2" else "",
+         "The last number has no fixed length: six digits in some, eight in others."),
+        (lambda name: right(name) or None, 'For any other name return "", a text.'),
+    ]  # fmt: skip
+    hints = (
+        "Look at the names: what do those of preprints begin with?",
+        "Year, month, day and a number, with points between them; stop at the first -.",
+        r're.match(r"20\d\d\.\d\d\.\d\d\.\d+", name): None for any other name',
+    )
+    names = ("2020.03.22.20034041-p17-80-1.png", "2020.01.24.919183-p27-132.png")
+    others = ("2020.02.10.20021584-p6-52%0.png", "kjr-21-e24-p5-29.png", "71%0.jpg")
+    praise = "A contribution from one of these papers is no new paper."
+    return built(function, right, [(n,) for n in names + others], mistakes, hints, praise)
+
+
+def check_format_alone(letter):
+    """8.2: the accuracy on test of a rule that knows the file's format alone."""
+    because = {
+        "a": "That would be a coin. The middle panel showed formats that hold one class alone.",
+        "b": "Some formats hold one class alone; where both are common, the rule can only guess.",
+        "c": "Then every format would hold one class; RGB .png is common in both.",
     }
-    found = answers_of(function, [(name,) for name in names])
+    return choice(letter, "b", because)
+
+
+def check_shortcut(function):
+    """8.3: the column of metadata that gives the class away on test, or None."""
+    planted = {"scanner": 0.5, "": 0.25, "software": 0.25, "hospital": 0.5, None: 0.5}
+    tables = [(_metadata(*case, seed),) for seed, case in enumerate(planted.items())]
+    found = answers_of(function, tables)
     if not found:
         return found
-    for (name, expected), doi in zip(names.items(), found, strict=True):
-        if doi != expected:
-            return verdict(False, "", f"{name} gives {doi!r} instead of {expected!r}.")
-    return verdict(True, "A contribution from one of these papers is no new paper.", "")
+    for name, column, (table,) in zip(planted, found, tables, strict=True):
+        if name and column == name:
+            continue
+        common = max(table.label.mean(), 1 - table.label.mean())
+        where = f"Of a table where {common:.0%} are of one class you say {column!r}"
+        if column == "image":
+            hint = f"{where}: each value is there once. Learn on train, and score on test."
+            return verdict(False, "", hint)
+        if name:
+            return verdict(False, "", f"{where}; `{name}` gives most of the test images away.")
+        if column is not None:
+            hint = f"{where}, but no column beats the commoner class by 0.1: None."
+            return verdict(False, "", hint)
+    praise = "Run it on every table that you are given, before any network."
+    return verdict(True, praise, "")
 
 
-def check_accuracy_without_copies(accuracy):
-    """8.2: 168 of 203 right, two of them copies."""
-    hint = "Take the two copies away from both numbers."
-    slips = [(166 / 203, "The copies are gone from the right ones, but still among the 203.")]
-    return numeric(accuracy, 166 / 201, hint, "From .828 to .826.", slips)
+def _metadata(planted, share_of_covid, seed):
+    """400 images, half of them train; one column, where named, goes with the label."""
+    rng = np.random.default_rng(seed)
+    label = (rng.random(400) < share_of_covid).astype(int)
+    columns = {"image": [f"{k}.png" for k in rng.permutation(400)]}
+    for name in ("scanner", "hospital", "software"):
+        like = np.where(rng.random(400) < 0.9, label, 1 - label) * 2 if name == planted else 0
+        values = like + rng.integers(0, 2 if name == planted else 4, 400)
+        columns[name] = [f"{name} {value}" for value in values]
+    return pd.DataFrame(columns | {"label": label, "part": ["train", "test"] * 200})
+
+
+def check_groups(function):
+    """8.4: images that must stay together, as the number of the first image of each one's group."""
+
+    def right(patients, pairs, n_rounds=9):
+        first, n = list(range(len(patients))), range(len(patients))
+        same = [(a, b) for a in n for b in n if a < b and patients[a] == patients[b] != ""]
+        for _ in range(n_rounds):
+            for a, b in [*pairs, *same]:
+                first[a] = first[b] = min(first[a], first[b])
+        return first
+
+    def all_unknown_together(patients, pairs):
+        return right([name or "unknown" for name in patients], pairs)
+
+    mistakes = [
+        (lambda patients, pairs: right(patients, []),
+         "The copies are forgotten: a pair binds two images, and with them two patients."),
+        (lambda patients, pairs: right([""] * len(patients), pairs),
+         "The patients are forgotten: all images of one stay together."),
+        (all_unknown_together, '"" means not known: two of them need not be one patient.'),
+        (lambda patients, pairs: right(patients, pairs, n_rounds=1),
+         "A chain was cut: what hangs on one image hangs on all of its group. Go on until "
+         "nothing changes."),
+    ]  # fmt: skip
+    hints = (
+        "Draw the images as points, and a line for each pair and for each two of one patient.",
+        "Begin with each image by itself; along every line both ends get the smaller number.",
+        "for a, b in lines: first[a] = first[b] = min(first[a], first[b]), again and again",
+    )
+    cases = [
+        (["p", "q", "", "q", "", "r", "r"], [(4, 5), (3, 6)]),
+        (["p", "q", "r", "", "p", "s"], [(2, 5), (1, 2), (4, 5)]),
+        (["", "", "p"], []),
+    ]
+    praise = "These are the connected components of a graph; each goes to one part as a whole."
+    return built(function, right, cases, mistakes, hints, praise)
 
 
 def check_square(function):

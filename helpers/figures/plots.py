@@ -58,9 +58,13 @@ def alternative_text(figure) -> str:
     for axis in figure.axes:
         kind = "picture" if axis.images else "chart"
         labels = " against ".join(filter(None, (axis.get_ylabel(), axis.get_xlabel())))
-        legend = axis.get_legend()
-        names = ", ".join(text.get_text() for text in legend.get_texts()) if legend else ""
-        parts.append(": ".join(filter(None, (axis.get_title() or kind, labels, names))))
+        legend, rows = axis.get_legend(), axis.get_yticklabels()
+        words = [text.get_text() for text in legend.get_texts()] if legend else []
+        said = [text.get_text() for text in axis.texts if len(text.get_text()) > 1]
+        if len(said) == len(rows):  # a line of words for each row, as in `intervals`
+            said = [f"{row.get_text()} {text}" for row, text in zip(rows, said, strict=True)]
+        words = ", ".join(words + said)
+        parts.append(": ".join(filter(None, (axis.get_title() or kind, labels, words))))
     parts = dict.fromkeys(" ".join(part.split()) for part in [*parts, figure.get_supxlabel()])
     return "; ".join(filter(None, parts))
 

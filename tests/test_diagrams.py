@@ -1,0 +1,69 @@
+"""The drawings in docs/diagrams: as draw.py draws them, whole, readable, and all there."""
+
+import ast
+import importlib.util
+import itertools
+import re
+from xml.etree import ElementTree
+
+import matplotlib as mpl
+import pytest
+from notebook_tools import FILES, cells
+
+from helpers.course import runner
+from helpers.figures import plots
+
+FOLDER = runner.ROOT / "docs" / "diagrams"
+specification = importlib.util.spec_from_file_location("draw", FOLDER / "draw.py")
+draw = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(draw)
+each_diagram = pytest.mark.parametrize("name", draw.DIAGRAMS)
+
+
+def test_what_the_notebooks_show_is_drawn_and_nothing_else():
+    source = "\n".join(cell.source for file in FILES for cell in cells(file, "code"))
+    shown = set(re.findall(r"plots\.diagram\(\"(\w+)\"\)", source))
+    assert shown == set(draw.DIAGRAMS) == {path.stem for path in FOLDER.glob("*.svg")}
+
+
+@each_diagram
+def test_a_drawing_is_small_sound_and_described(name, monkeypatch):
+    text = (FOLDER / f"{name}.svg").read_text(encoding="utf-8")
+    root = ElementTree.fromstring(text)
+    assert text.startswith("<svg") and root.get("role") == "img" and len(text) < 60_000
+    tags = [element.tag.split("}")[1] for element in root.iter() if isinstance(element.tag, str)]
+    assert tags.count("desc") == 1 and "image" not in tags and "script" not in tags
+    assert not re.search(r"href=\"(?!#)", text)
+    given = {}
+    monkeypatch.setattr(plots, "display", lambda data, **options: given.update(options))
+    plots.diagram(name)
+    words = given["metadata"]["image/svg+xml"]["alt"]
+    function = ast.parse((FOLDER / "draw.py").read_text(encoding="utf-8"))
+    (node,) = (n for n in function.body if getattr(n, "name", "") == name)
+    assert words == " ".join(ast.get_docstring(node).split()) and len(words.split()) > 8
+
+
+@each_diagram
+def test_it_is_what_draw_draws(name):
+    text = (FOLDER / f"{name}.svg").read_text(encoding="utf-8")
+    (version,) = re.findall(r"<!-- matplotlib (\S+) -->", text)
+    if version != mpl.__version__:
+        pytest.skip(f"drawn with matplotlib {version}, here is {mpl.__version__}")
+    assert draw.svg(name) == text
+
+
+@each_diagram
+def test_no_words_overlap_or_leave_the_card(name):
+    with mpl.rc_context({"font.size": 11}):
+        figure = draw.draw(name)
+        figure.canvas.draw()
+        (axis,) = figure.axes
+        boxes = {text.get_text(): text.get_window_extent() for text in axis.texts}
+        card = axis.patches[0].get_window_extent()
+    assert all(text.get_fontsize() >= 10 for text in axis.texts)
+    for words, box in boxes.items():
+        assert card.x0 < box.x0 and box.x1 < card.x1, words
+        assert card.y0 < box.y0 and box.y1 < card.y1, words
+    extents = [(text.get_text(), text.get_window_extent()) for text in axis.texts]
+    for (one, a), (two, b) in itertools.combinations(extents, 2):
+        assert not a.overlaps(b), (one, two)
