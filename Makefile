@@ -89,7 +89,7 @@ repo-url: .venv/installed
 	$(RUN) -m helpers.course.runner repo-url "$(URL)"
 
 # Before a commit: lint, the contract, the rooms and the quick unit tests, in a minute or so
-QUICK = rooms contract models lite0 features augmentation image_augmentation evaluation volumes \
+QUICK = rooms contract diagrams models lite0 features augmentation image_augmentation evaluation volumes \
 	fast cohort checks training moco
 
 check: .venv/installed-dev lint
