@@ -68,7 +68,7 @@ def test_alone_in_an_empty_folder(file, tmp_path):
 def test_a_notebook_clones_the_course_where_it_is_missing(tmp_path):
     """As in Colab: a bare folder, no helpers, an address to clone."""
     bare = tmp_path / "remote" / "course.git"
-    files = ["helpers", "notebooks", "pyproject.toml"]
+    files = ["helpers", "notebooks", "docs", "pyproject.toml"]
     work = tmp_path / "work"
     work.mkdir()
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
