@@ -67,3 +67,8 @@ def test_no_words_overlap_or_leave_the_card(name):
     extents = [(text.get_text(), text.get_window_extent()) for text in axis.texts]
     for (one, a), (two, b) in itertools.combinations(extents, 2):
         assert not a.overlaps(b), (one, two)
+
+
+def test_a_missing_drawing_is_one_line_and_no_error(capsys):
+    plots.diagram("no_such_drawing")
+    assert capsys.readouterr().out.startswith("No drawing here: no_such_drawing.svg lies in")

@@ -72,6 +72,9 @@ def alternative_text(figure) -> str:
 def diagram(name) -> None:
     """Show one of the drawings that explain, docs/diagrams/NAME.svg (made by `make diagrams`)."""
     path = Path(__file__).parents[2] / "docs" / "diagrams" / f"{name}.svg"
+    if not path.exists():  # where helpers alone were installed
+        print(f"No drawing here: {path.name} lies in docs/diagrams of the repository.")
+        return
     drawing = path.read_text(encoding="utf-8")
     (words,) = re.findall(r"<desc[^>]*>(.+?)</desc>", drawing, re.S)
     words = " ".join(html.unescape(words).split())
