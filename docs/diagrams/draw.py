@@ -61,6 +61,7 @@ def svg(name) -> str:
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>\n?", "", text[text.index("<svg") :], flags=re.S)
     text = re.sub(r"\b[1-9]\d*\.\d{3,}", lambda found: f"{float(found[0]):.2f}", text)  # smaller
+    text = re.sub(r"\s*\n\s*", "\n", text)
     head = (
         f"\n <title>{title}</title>\n <desc>{words}</desc>\n <!-- matplotlib {mpl.__version__} -->"
     )
