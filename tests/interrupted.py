@@ -136,7 +136,7 @@ class Killer:
         return process.exitcode < 0
 
 
-def shares(n=30, seed=2020):
+def shares(n=15, seed=2020):
     """Moments in (0, 1): one at random in each n-th."""
     rng = random.Random(seed)
     return [round((k + rng.random()) / n, 4) for k in range(n)]

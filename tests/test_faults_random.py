@@ -211,7 +211,7 @@ def set_field(content, change, options):
     return content[:start] + piece + content[start + len(piece) :]
 
 
-@tried("a NIfTI header with a field or bytes changed", 700)
+@tried("a NIfTI header with a field or bytes changed", 350)
 @given(
     study=studies(),
     header_edits=st.lists(st.tuples(places, pieces), max_size=3),
@@ -247,7 +247,7 @@ def test_a_header_changed_at_random_is_read_truly_or_refused(study, header_edits
         assert np.abs(hu - expected).max() <= 1
 
 
-@tried("a NIfTI file cut, or changed anywhere, compressed or not", 300)
+@tried("a NIfTI file cut, or changed anywhere, compressed or not", 150)
 @given(
     edits=st.lists(st.tuples(places, pieces), max_size=3),
     cut=cuts,
@@ -276,7 +276,7 @@ def test_a_file_changed_at_random_is_read_truly_or_refused(edits, cut, is_packed
 STARTS = [b"", b"\x1f\x8b\x08", b"n+1\0", b"\x5c\x01\0\0", b"\0\0\x01\x5c", b"\x1c\x02\0\0n+2\0"]
 
 
-@tried("bytes at random under a study's name", 150)
+@tried("bytes at random under a study's name", 75)
 @given(
     start=st.sampled_from(STARTS),
     content=st.binary(max_size=900),
@@ -343,7 +343,7 @@ def unpack(folder, packed):
     return (paths, {path: path.read_bytes() for path in there})
 
 
-@tried("a zip archive of members with nasty names and kinds", 400)
+@tried("a zip archive of members with nasty names and kinds", 200)
 @given(listed=st.lists(members, min_size=1, max_size=5))
 def test_an_archive_at_random_is_unpacked_within_its_folder_or_refused(listed):
     with sandbox() as folder:
@@ -360,7 +360,7 @@ def test_an_archive_at_random_is_unpacked_within_its_folder_or_refused(listed):
             }
 
 
-@tried("a zip archive cut, or changed anywhere", 400)
+@tried("a zip archive cut, or changed anywhere", 200)
 @given(
     listed=st.lists(
         st.tuples(st.sampled_from("abcd"), contents, st.just(0), st.sampled_from(METHODS)),
@@ -389,7 +389,7 @@ def tar(tmp_path_factory):
     return mirror.keep(folder / "cohort", folder / "drive").read_bytes()
 
 
-@tried("a mirror's tar cut, or changed anywhere", 250)
+@tried("a mirror's tar cut, or changed anywhere", 125)
 @given(edits=st.lists(st.tuples(places, pieces), max_size=3), cut=cuts)
 def test_a_mirror_changed_at_random_is_restored_truly_or_refused(tar, edits, cut):
     with sandbox() as folder:
@@ -424,7 +424,7 @@ def tar_members(draw):
     return info, draw(st.binary(max_size=50))
 
 
-@tried("a mirror's tar of members with nasty names and kinds", 200)
+@tried("a mirror's tar of members with nasty names and kinds", 100)
 @given(listed=st.lists(tar_members(), min_size=1, max_size=4))
 def test_a_tar_at_random_writes_nothing_outside(listed):
     from test_mirror import tar_with
@@ -453,7 +453,7 @@ def twin(tmp_path_factory):
     return covidct_twin.make_twin(tmp_path_factory.mktemp("twin"), 20, 20, matrix=48, workers=1)
 
 
-@tried("a file of COVID-CT cut, or changed anywhere", 150)
+@tried("a file of COVID-CT cut, or changed anywhere", 75)
 @given(file=st.sampled_from(list(covid_ct.FILES)), edits=edits, cut=cuts)
 def test_a_collection_changed_at_random_is_read_or_refused(twin, file, edits, cut):
     with sandbox() as folder:
@@ -485,7 +485,7 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@tried("a checkpoint cut, or changed anywhere", 200)
+@tried("a checkpoint cut, or changed anywhere", 100)
 @given(edits=st.lists(st.tuples(places, pieces), max_size=3), cut=cuts)
 def test_a_checkpoint_changed_at_random_is_loaded_truly_or_refused(run, edits, cut):
     path, net = run
