@@ -211,6 +211,7 @@ SCORES = np.array([0.0, 1.0, -1.0, 2.0])
         ("needle", (lambda f: f[41],), "an order"),
         ("needle", (lambda f: np.median(f, axis=0),), "nearly the same"),
         ("needle", (lambda f: 20 * f.mean(axis=0),), "drown"),
+        ("needle", (lambda f: f.sum(axis=0),), "add up"),
         ("needle", (lambda f: f[99, 99],), "IndexError"),
         ("accumulated", (lambda model, loss, x, y, n: loss(model(x), y).backward(),), "room for 3"),
         ("accumulated", (lambda *case: accumulated(*case, part=lambda n, of: 1),), "too long"),

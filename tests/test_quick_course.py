@@ -50,8 +50,8 @@ def test_quick_04_builds_an_lstm_and_finds_out_what_it_is_good_for(quick_runs):
     assert 0.4 < found["first_loss"] < 1.0 and found["last_loss"] < 0.1
     assert found["apart"] < 1e-5, "the LSTM by hand is not torch's"
     worth = found["worth"]
-    assert worth["upside down? Bi-LSTM"][0] > 0.9
-    low, high = worth["upside down? mean"][1:]
+    assert worth["rising? Bi-LSTM"][0] > 0.9
+    low, high = worth["rising? mean"][1:]
     assert low < 0.5 < high, "a mean cannot know an order"
     assert min(worth[f"ill? {kind}"][0] for kind in ("Bi-LSTM", "mean")) > 0.8
 

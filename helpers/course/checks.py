@@ -399,6 +399,11 @@ def check_pooling(function):
         (lambda f, s: s @ f, "The scores were used as they are: a softmax makes weights of them."),
         (lambda f, s: f.mean(0), "That is the mean: the scores have to change it."),
         (lambda f, s: right(f, s) / len(s), "The weights sum to 1 already: do not divide again."),
+        (lambda f, s: right(np.eye(len(s)), s), "Those are the weights: now average the features."),
+        (
+            lambda f, s: right(np.eye(len(s)), s)[:, None] * f,
+            "Every slice is weighted: now add them up, to one vector (F,).",
+        ),
     ]
     hints = (
         "Look at the five slices above: scores to weights, then a weighted sum over the slices.",
@@ -427,7 +432,7 @@ def check_needle(function):
         return verdict(False, "", "With the needle or without it, your answer is nearly the same.")
     if not np.allclose(alone, among_more, atol=0.1):
         return verdict(
-            False, "", "A hundred slices with nothing changed the answer: they drown it."
+            False, "", "A hundred slices with nothing changed the answer: they drown it, or add up."
         )
     praise = "It finds the needle, and the order of the slices does not matter."
     return verdict(True, praise, "")
