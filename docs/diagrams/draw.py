@@ -49,6 +49,8 @@ def draw(name) -> Figure:
     card.set(facecolor="#fdfdfb", edgecolor="#c8c8c0", linewidth=1, zorder=-9)
     axis.add_patch(card)
     function(axis)
+    for part in axis.get_children():  # nothing leaves the card, so the file needs no clipping
+        part.set_clip_on(False)
     return figure
 
 
@@ -142,9 +144,9 @@ def hu_scale(axis):
         low, high, y = level - width / 2, level + width / 2, 18.4 - 7 * k
         square(axis, place(-1500), y, place(1200) - place(-1500), 4.4, "white")
         square(axis, place(-1500), y, place(low) - place(-1500), 4.4, "black")
-        step = (place(high) - place(low)) / 32
-        for grey in range(32):
-            colour = f"{(grey + 0.5) / 32:.3f}"
+        step = (place(high) - place(low)) / 16
+        for grey in range(16):
+            colour = f"{(grey + 0.5) / 16:.2f}"
             square(axis, place(low) + grey * step, y, step, 4.4, colour, colour)
         square(axis, place(-1500), y, place(1200) - place(-1500), 4.4, "none")
         ends = minus(f"{low:g} to {high:g}")
@@ -398,7 +400,7 @@ def threshold_and_roc(axis):
     of it healthy scans are false positives (FP) and ill ones true positives (TP), left of it
     healthy ones are true negatives (TN) and ill ones false negatives (FN). Right, the ROC curve, on
     which this threshold is one point."""
-    cut, x = 0.51, np.linspace(0, 1, 201)
+    cut, x = 0.51, np.linspace(0, 1, 101)
     hills = ((0.36, BLUE, "healthy", x >= cut), (0.66, RED, "ill", x <= cut))
     for middle, colour, name, wrong in hills:
         y = 10 + 22 * norm.pdf(x, middle, 0.13) / norm.pdf(0, 0, 0.13)
@@ -415,7 +417,7 @@ def threshold_and_roc(axis):
     for at, y, words in ((19, 18, "TN"), (27, 11.8, "FN"), (31.9, 11.8, "FP"), (40, 18, "TP")):
         say(axis, at, y, words, weight="bold")
     axis.plot([63, 63, 95], [42, 10, 10], color=INK, linewidth=1.2)
-    thresholds = np.linspace(1.4, -0.4, 200)
+    thresholds = np.linspace(1.4, -0.4, 100)
     fpr, tpr = norm.sf(thresholds, 0.36, 0.13), norm.sf(thresholds, 0.66, 0.13)
     axis.plot(63 + 32 * fpr, 10 + 32 * tpr, color=GREEN, linewidth=2)
     axis.plot([63, 95], [10, 42], ":", color="#777777")  # what a coin gets
