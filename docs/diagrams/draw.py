@@ -14,10 +14,11 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+from matplotlib.patches import Ellipse, FancyArrowPatch, FancyBboxPatch, Rectangle
 from scipy.stats import norm
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+from helpers.ct.preprocessing import resampling_matrix  # noqa: E402
 from helpers.figures.plots import COLOURS  # noqa: E402
 from helpers.figures.rendering import PRESETS  # noqa: E402
 
@@ -48,6 +49,8 @@ def draw(name) -> Figure:
     card.set(facecolor="#fdfdfb", edgecolor="#c8c8c0", linewidth=1, zorder=-9)
     axis.add_patch(card)
     function(axis)
+    for part in axis.get_children():  # nothing leaves the card, so the file needs no clipping
+        part.set_clip_on(False)
     return figure
 
 
@@ -91,193 +94,229 @@ def arrow(axis, start, end, colour="#444444", bend=0.0, style="-|>", line="-"):
     axis.add_patch(patch)
 
 
+def elbow(axis, *points, colour="#444444"):
+    """A line around corners, from point to point, that ends as an arrow."""
+    axis.plot(*zip(*points[:-1], strict=True), color=colour, linewidth=1.5)
+    arrow(axis, points[-2], points[-1], colour)
+
+
+def sign(axis, x, y, words):
+    """A small circle with the sign of an operation."""
+    axis.plot(x, y, "o", ms=25, mfc="white", mec=INK)
+    say(axis, x, y, words, 15)
+
+
+def minus(words):
+    """Numbers with a real minus sign."""
+    return f"{words}".replace("-", "\N{MINUS SIGN}")
+
+
 def square(axis, x, y, width, height, colour, edge="#666666"):
     """A plain filled rectangle."""
     axis.add_patch(Rectangle((x, y), width, height, facecolor=colour, edgecolor=edge, linewidth=1))
 
 
-@diagram("The HU scale", 45.5)
+@diagram("The HU scale", 52)
 def hu_scale(axis):
     """Hounsfield units from air at -1000 to compact bone at 1000 and more, with lung, fat, water,
-    soft tissue and spongy bone in between; below them the ranges that the lung window, the
-    mediastinal window and the course's own window of -1000 to 400 show."""
+    soft tissue and spongy bone in between. Below them three windows, each black up to its lower
+    end and white from its upper end on: the lung window, the mediastinal window and the course's
+    own window of -1000 to 400."""
 
     def place(hu):
-        return 26 + (hu + 1400) * 69 / 2600
+        return 28 + (hu + 1500) * 68 / 2700
 
-    def words(*numbers):
-        return " to ".join(f"{hu:g}" for hu in numbers).replace("-", "\N{MINUS SIGN}")
-
-    axis.plot([26, 96], [25, 25], color=INK, linewidth=1.5)
-    for hu in range(-1000, 1001, 500):
-        axis.plot([place(hu)] * 2, [24.4, 25.6], color=INK, linewidth=1.5)
-        say(axis, place(hu), 22.4, words(hu))
-    say(axis, 24, 25, "HU", weight="bold", align="right")
-    square(axis, place(-900), 25.7, place(-700) - place(-900), 2, PALE[BLUE], BLUE)
-    tissues = [("air", -1000, 31, "right", 0.9), ("lung", -800, 36, "center", 0)]
-    tissues += [("fat", -100, 31, "right", 0.9), ("water", 0, 36, "right", 1)]
-    tissues += [("muscle and blood", 50, 41, "center", 0), ("spongy bone", 200, 33, "left", -1)]
-    for name, hu, y, align, shift in [*tissues, ("compact bone\nand more", 1000, 33, "center", 0)]:
-        low = 27.7 if name == "lung" else 25.6
-        axis.plot([place(hu)] * 2, [low, y - 1.6 - y // 33 % 2 * (hu == 1000)], color="#999999")
+    axis.plot([28, 96], [29, 29], color=INK, linewidth=1.5)
+    for hu in range(-1500, 1001, 500):
+        axis.plot([place(hu)] * 2, [28.4, 29.6], color=INK, linewidth=1.5)
+        say(axis, place(hu), 26.2, minus(hu))
+    say(axis, 25, 29, "HU", weight="bold", align="right")
+    square(axis, place(-900), 29.7, place(-700) - place(-900), 2, PALE[BLUE], BLUE)
+    tissues = [("air", -1000, 37.5, "right", 0.8), ("lung", -800, 37.5, "center", 0)]
+    tissues += [("fat", -100, 37.5, "right", 0.8), ("water", 0, 42, "right", 0.8)]
+    tissues += [("muscle and blood", 50, 46.5, "center", 0), ("spongy bone", 200, 37.5, "left", -1)]
+    for name, hu, y, align, shift in [*tissues, ("compact bone", 1000, 37.5, "center", -1)]:
+        axis.plot([place(hu)] * 2, [31.7 if hu == -800 else 29.6, y - 1.8], color="#888888")
         say(axis, place(hu) + shift, y, name, align=align)
-    windows = (("lung window", "lung", BLUE), ("mediastinal window", "mediastinum", RED))
-    for k, (name, preset, colour) in enumerate(
-        (*windows, ("the course's window", "course", GREEN))
-    ):
+    windows = (("lung", "lung"), ("mediastinal", "mediastinum"), ("the course's", "course"))
+    for k, (name, preset) in enumerate(windows):
         level, width = PRESETS[preset]
-        low, high, y = level - width / 2, level + width / 2, 14.6 - 4.9 * k
-        square(axis, place(low), y, place(high) - place(low), 3.4, PALE[colour], colour)
-        say(axis, 24, y + 1.7, name, align="right")
-        say(axis, place(high) + 1, y + 1.7, words(low, high), align="left")
+        low, high, y = level - width / 2, level + width / 2, 18.4 - 7 * k
+        square(axis, place(-1500), y, place(1200) - place(-1500), 4.4, "white")
+        square(axis, place(-1500), y, place(low) - place(-1500), 4.4, "black")
+        step = (place(high) - place(low)) / 16
+        for grey in range(16):
+            colour = f"{(grey + 0.5) / 16:.2f}"
+            square(axis, place(low) + grey * step, y, step, 4.4, colour, colour)
+        square(axis, place(-1500), y, place(1200) - place(-1500), 4.4, "none")
+        ends = minus(f"{low:g} to {high:g}")
+        say(axis, 25, y + 2.2, f"{name} window\n{ends}", align="right")
 
 
-@diagram("Volume and affine", 47)
+@diagram("Volume and affine", 52)
 def volume_and_affine(axis):
     """A volume as a stack of slices: axis D runs from the feet to the head, H from front to back, W
-    from the patient's right to the left. One voxel is 8 mm high and 0.7 mm wide and deep; the
-    affine turns its slice, row and column into millimetres."""
+    from the patient's right to the left. One voxel is 8 mm high, 0.7 mm wide and deep. The affine,
+    a 4 by 4 matrix, turns slice, row and column into millimetres to the right, to the front and
+    upwards: three columns are the steps, the last is the place of voxel (0, 0, 0)."""
     for k in range(5):
-        square(axis, 19 + 2.2 * k, 6 + 3.6 * k, 25, 15, PALE[BLUE] if k < 4 else "#eef6fb", BLUE)
-    say(axis, 31.5, 7.8, "slice 0: the feet")
-    say(axis, 40.3, 27.9, "slice 4: the head")
-    arrow(axis, (16.8, 22.4), (25.6, 36.8))
-    say(axis, 12, 31, "D (z)\nfeet to\nhead")
-    arrow(axis, (27.8, 38.2), (52.8, 38.2))
-    say(axis, 40.3, 42, "W (x): patient's\nright to left")
-    arrow(axis, (55, 35.4), (55, 20.4))
-    say(axis, 60.4, 28, "H (y)\nfront to\nback")
+        x, y = 16 + 2.6 * k, 6 + 4 * k
+        square(axis, x, y, 24, 17, PALE[BLUE] if k < 4 else "#f3f9fd", BLUE)
+    body, lungs = (38.4, 30.5, 19, 13, "#d9d9d4"), ((33.7, 30, 6.6, 9.4), (43, 30, 6, 9))
+    heart, vertebra = (40, 32.2, 5.4, 5, "#b9b9b2"), (38.4, 26.6, 2.8, 2.6, "white")
+    for x, y, wide, tall, colour in (body, *((*lung, INK) for lung in lungs), heart, vertebra):
+        axis.add_patch(Ellipse((x, y), wide, tall, facecolor=colour, edgecolor="#666666"))
+    say(axis, 27.7, 30.5, "R", weight="bold")
+    say(axis, 49.2, 30.5, "L", weight="bold")
+    say(axis, 28, 8, "slice 0, at the feet")
+    arrow(axis, (13.4, 25), (23.8, 41))
+    say(axis, 9.6, 35.5, "D (z):\nfeet to\nhead")
+    arrow(axis, (26.4, 41.2), (50.4, 41.2))
+    say(axis, 38.4, 45.2, "W (x): the patient's\nright to left")
+    arrow(axis, (52.6, 39), (52.6, 22))
+    say(axis, 58, 30.5, "H (y):\nfront to\nback")
     for xs, ys in (
-        ((74, 77, 77, 74), (26, 26, 38, 38)),
-        ((77, 79, 79, 77), (26, 28, 40, 38)),
-        ((74, 77, 79, 76), (38, 38, 40, 40)),
+        ((78, 81, 81, 78), (31, 31, 43, 43)),
+        ((81, 83, 83, 81), (31, 33, 45, 43)),
+        ((78, 81, 83, 80), (43, 43, 45, 45)),
     ):
         axis.fill(xs, ys, facecolor=PALE[ORANGE], edgecolor=ORANGE, linewidth=1.3)
-    say(axis, 71.5, 32, "8 mm", align="right")
-    say(axis, 75.5, 23.6, "0.7 mm")
-    say(axis, 82, 33, "one voxel\n(not to scale)", align="left")
-    words = (
-        "mm = affine · (d, h, w, 1)\ncolumns: one step in D, H, W;\nthe last: where voxel 0 lies"
-    )
-    box(axis, 58, 5.5, 38, 13, words, BLUE)
+    say(axis, 75.5, 39, "one voxel", weight="bold", align="right")
+    say(axis, 75.5, 36, "(not to scale)", align="right")
+    say(axis, 84.5, 40, "8 mm high", align="left")
+    say(axis, 84.5, 34, "0.7 mm wide\nand deep", align="left")
+    rows = (("mm right", "0", "0", "-0.7", "$x_0$"), ("front", "0", "-0.7", "0", "$y_0$"))
+    rows += (("up", "8", "0", "0", "$z_0$"), ("1", "0", "0", "0", "1"))
+    columns = (("D", BLUE), ("H", GREEN), ("W", RED), ("voxel 0", "grey"))
+    for j, (name, colour) in enumerate(columns):
+        x = 69 + 6.3 * j + (j == 3)
+        box(axis, x - 2.7, 5, 5.4, 15.6, "", colour)
+        say(axis, x, 23, name, weight="bold")
+        for i, row in enumerate(rows):
+            say(axis, x, 18.4 - 3.8 * i, minus(row[1 + j]))
+    for i, (row, index) in enumerate(zip(rows, "dhw1", strict=True)):
+        say(axis, 62.4, 18.4 - 3.8 * i, row[0], align="right")
+        say(axis, 95, 18.4 - 3.8 * i, index)
+    say(axis, 64.4, 12.7, "=")
+    say(axis, 92.6, 12.7, "·", weight="bold")
 
 
-@diagram("Depth resampling", 42)
+@diagram("Depth resampling", 47)
 def depth_resampling(axis):
-    """Five thick slices become eight thinner ones over the same height: each new slice is a mean
-    of the two old ones nearest to its middle, the nearer one counted more. At the ends the end
-    slice is repeated; no detail is added."""
+    """41 slices of 8 mm become 64 of 5.1 mm, drawn with five that become eight over the same
+    height: each new slice is a mean of the two old ones nearest to its middle, the nearer one
+    counted more. At the ends the end slice is repeated; no detail is added."""
+    say(axis, 26, 41.6, "41 slices of 8 mm\n(here 5)", weight="bold")
+    say(axis, 62, 41.6, "64 slices of 5.1 mm\n(here 8)", weight="bold")
+    say(axis, 44, 41.6, "weights")
+    arrow(axis, (13, 5.5), (13, 37.5), style="<|-|>")
+    say(axis, 7.6, 21.5, "the same\nheight")
     for k in range(5):
-        square(axis, 18, 6 + 6 * k, 18, 6, PALE[BLUE], BLUE)
-        say(axis, 27, 9 + 6 * k, f"old {k}")
-    for k in range(8):
-        y = 6 + 3.75 * (k + 0.5)
-        square(axis, 58, 6 + 3.75 * k, 18, 3.75, PALE[RED], RED)
-        say(axis, 67, y, f"new {k}")
-        where = (k + 0.5) * 5 / 8 - 0.5
-        low = int(np.clip(np.floor(where), 0, 3))
-        for old, weight in ((low, 1 - (where - low)), (low + 1, where - low)):
-            weight = min(max(weight, 0), 1)
-            if weight > 0.02:
-                axis.plot([36, 58], [9 + 6 * old, y], color=INK, linewidth=2.2 * weight, alpha=0.7)
-    say(axis, 27, 38.4, "5 slices, 8 mm", weight="bold")
-    say(axis, 67, 38.4, "8 slices, 5 mm", weight="bold")
-    say(axis, 47, 38.4, "weights")
-    axis.annotate("", (14, 6), (14, 36), arrowprops={"arrowstyle": "<->", "color": INK})
-    say(axis, 8.3, 21, "the same\n40 mm")
-    say(axis, 87.3, 21, "thick lines\ncount more;\neach row of\nweights\nsums to 1")
+        square(axis, 17, 5.5 + 6.4 * k, 18, 6.4, PALE[BLUE], BLUE)
+        say(axis, 26, 8.7 + 6.4 * k, f"old {k}")
+    for k, weights in enumerate(resampling_matrix(5, 8)):
+        y = 5.5 + 4 * k
+        square(axis, 53, y, 18, 4, PALE[RED if k in (0, 3, 7) else "grey"], RED)
+        say(axis, 62, y + 2, f"new {k}")
+        for old in np.flatnonzero(weights > 0.02):
+            how = {"color": RED if k in (0, 3, 7) else "#888888", "linewidth": 3 * weights[old]}
+            axis.plot([35, 53], [8.7 + 6.4 * old, y + 2], solid_capstyle="butt", **how)
+    say(axis, 73, 35.5, "new 7 = old 4:\nnothing beyond", align="left")
+    low, high = resampling_matrix(5, 8)[3, 1:3]
+    say(axis, 73, 19.5, f"new 3 =\n{low:.2f} · old 1\n+ {high:.2f} · old 2", align="left")
+    say(axis, 73, 7.5, "new 0 = old 0:\nnothing below", align="left")
 
 
-@diagram("Split by patient", 48)
+@diagram("Split by patient", 52)
 def split_by_patient(axis):
-    """Above, a split by slice: slices of the patients A, B and C lie in the training part and in
-    the test part, which is a leak. Below, a split by patient: all slices of a patient lie on one
-    side, and the test patient C is new."""
-    kinds = (("by slice: a leak", 26.5, "A, B and C\nare on\nboth sides"),)
-    kinds += (("by patient: sound", 4.5, "C was never\nseen in\ntraining"),)
-    for row, (title, y, meaning) in enumerate(kinds):
-        say(axis, 4, y + 17.3, title, weight="bold", align="left")
-        for x, part in ((26, "training"), (61, "test")):
-            box(axis, x, y, 32 if x == 26 else 18, 15)
-            say(axis, x + (16 if x == 26 else 9), y + 17.3, part)
-        say(axis, 88, y + 7.5, meaning)
+    """Three patients, A, B and C, with six slices each. Above, a split by slice: slices of all
+    three lie in the training part and in the test part, which is a leak. Below, a split by patient:
+    A and B are in the training part, all of C in the test part, so the test patient is new."""
+    apart = ((2, 5), (1, 6), (3, 4))  # the slices of A, B and C that a split by slice tests on
+    kinds = (("by slice:\na leak", "each patient\nis on both\nsides", 28.5),)
+    kinds += (("by patient:\nsound", "C is new\nto the\nnetwork", 5),)
+    for title, meaning, y in kinds:
+        say(axis, 4, y + 13.4, title, weight="bold", align="left")
+        say(axis, 4, y + 5, meaning, align="left")
+        for x, part in ((22, "training"), (61, "test")):
+            box(axis, x, y, 35, 16.6)
+            say(axis, x + 17.5, y + 18.9, part)
         for patient, colour in enumerate((BLUE, RED, GREEN)):
-            for k in range(6):
-                is_test = k >= 4 if row == 0 else patient == 2
-                x = 28.2 + 4.9 * k if not is_test else 65.2 + 5.6 * (k - 4)
-                at = y + 10.6 - 4.65 * patient
-                if row == 1 and is_test:  # two rows of three
-                    x, at = 62.6 + 5.6 * (k % 3), y + 8.5 - 5 * (k // 3)
-                elif row == 1:
-                    at -= 2.3
-                square(axis, x, at, 3.6, 3.6, PALE[colour], colour)
-                say(axis, x + 1.8, at + 1.8, "ABC"[patient])
-        say(axis, 14, y + 7.5, "three patients,\nsix slices each")
+            for k in range(1, 7):
+                is_test = k in apart[patient] if "leak" in title else patient == 2
+                corner = (61 if is_test else 22) + 1 + 5.5 * (k - 1), y + 11.4 - 5.1 * patient
+                square(axis, corner[0] + 0.5, corner[1], 4.5, 4.2, PALE[colour], colour)
+                say(axis, corner[0] + 2.75, corner[1] + 2, f"{'ABC'[patient]}{k}")
 
 
-@diagram("The slice encoder", 38)
+@diagram("The slice encoder", 40)
 def slice_encoder(axis):
     """The slice below, the slice and the one above are three channels of 96 by 96 pixels; four
     convolutions halve the size to 48, 24, 12 and 6 while the channels grow to 16, 32, 64 and 128;
     mean and maximum over the plane give 256 features."""
     for k, name in enumerate(("above", "slice", "below")):
-        square(axis, 4 + 1.5 * k, 17 - 3.2 * k, 13, 13, PALE[BLUE], BLUE)
-        say(axis, 10.5 + 1.5 * k, 28.4 - 3.2 * k, name)
-    say(axis, 12, 6.5, "3 × 96 × 96")
-    for k, (channels, size, side) in enumerate(
-        ((16, 48, 11), (32, 24, 8), (64, 12, 6), (128, 6, 4))
-    ):
-        middle = 31 + 15 * k
+        square(axis, 4 + 1.6 * k, 18.4 - 3.2 * k, 13, 13, PALE[BLUE], BLUE)
+        say(axis, 10.5 + 1.6 * k, 29.8 - 3.2 * k, name)
+    say(axis, 12, 7, "3 × 96 × 96")
+    layers = ((31, 16, 48, 10), (46.5, 32, 24, 7.6), (61, 64, 12, 5.6), (75, 128, 6, 4))
+    end = 20.6
+    for middle, channels, size, side in layers:
+        arrow(axis, (end + 0.8, 21.5), (middle - side / 2 - 2, 21.5))
         for layer in (2, 1, 0):
-            x, y = middle - side / 2 + layer - 1, 20 - side / 2 + layer - 1
+            x, y = middle - side / 2 + layer - 1, 21.5 - side / 2 + layer - 1
             square(axis, x, y, side, side, PALE[ORANGE], ORANGE)
-        start = (21, 9.3, 7.6, 6.4)[k]
-        arrow(
-            axis,
-            (start if k == 0 else middle - 15 + start - 1.2, 20),
-            (middle - side / 2 - 1.6, 20),
-        )
-        say(axis, middle, 6.5, f"{channels} × {size} × {size}")
-    for y, name in ((24.4, "mean"), (10.6, "max")):
-        arrow(axis, (80.2, 20), (84, y + 2.5))
-        box(axis, 84, y, 12, 5, f"{name}: 128", GREEN)
-    say(axis, 89.5, 6.5, "256 features")
-    say(axis, 53.5, 33.5, "four times: convolution with step 2, GroupNorm, ReLU")
+        say(axis, middle, 7, f"{channels} × {size} × {size}")
+        end = middle + side / 2 + 1
+    for y, name in ((25.6, "mean: 128"), (12.4, "max: 128")):
+        arrow(axis, (end + 0.8, 21.5), (84, y + 2.5))
+        box(axis, 84, y, 12, 5, name, GREEN)
+    say(axis, 90, 7, "256 features")
+    say(axis, 52, 35, "four times: convolution with step 2, GroupNorm, ReLU")
 
 
-@diagram("An LSTM cell", 48)
+@diagram("An LSTM cell", 54)
 def lstm_cell(axis):
-    """An LSTM cell: the cell state runs along the top, is multiplied by the forget gate and gets
-    the candidate times the input gate added; the output gate times tanh of the state is the new
-    hidden state. All four are computed from the slice and the last hidden state."""
-    arrow(axis, (6, 38), (30.4, 38), BLUE)
-    arrow(axis, (35.6, 38), (53.4, 38), BLUE)
-    arrow(axis, (58.6, 38), (94, 38), BLUE)
-    say(axis, 10, 41.4, "cell state c")
-    say(axis, 89, 41.4, "new c")
-    for x, sign in ((33, "×"), (56, "+")):
-        axis.plot(x, 38, "o", ms=25, mfc="white", mec=INK)
-        say(axis, x, 38, sign, 15)
-    gates = [("forget f", 26, BLUE), ("input i", 43, GREEN), ("candidate g", 58, ORANGE)]
-    for name, x, colour in [*gates, ("output o", 75, RED)]:
-        kind = "tanh" if "candidate" in name else "sigmoid"
-        box(axis, x, 14, 14, 8, f"{name}\n{kind}", colour)
-        arrow(axis, (x + 7, 7.5), (x + 7, 14))
-    arrow(axis, (33, 22), (33, 35.4))
-    axis.plot(56, 29, "o", ms=25, mfc="white", mec=INK)
-    say(axis, 56, 29, "×", 15)
-    arrow(axis, (50, 22), (54.2, 27))
-    arrow(axis, (65, 22), (58, 27))
-    arrow(axis, (56, 31.7), (56, 35.4))
-    axis.plot(82, 29, "o", ms=25, mfc="white", mec=INK)
-    say(axis, 82, 29, "×", 15)
-    arrow(axis, (82, 22), (82, 26.3))
-    arrow(axis, (75, 38), (80, 30.8))
-    say(axis, 74.6, 33.4, "tanh")
-    arrow(axis, (84.7, 29), (93.5, 29), RED)
-    say(axis, 92, 32.2, "new h")
-    axis.plot([16, 82], [7.5, 7.5], color="#444444", linewidth=1.5)
-    say(axis, 10, 7.5, "slice x\nand old h")
+    """An LSTM cell: the cell state c runs along the top, is multiplied by the forget gate f, and
+    gets the candidate g times the input gate i added; the output gate o times tanh of c is the new
+    h. All four are computed from the slice x and the last h, each with weights of its own."""
+    cell = FancyBboxPatch((15, 9.5), 70, 37, "round,pad=0,rounding_size=2")
+    cell.set(facecolor="#f4f4f0", edgecolor="#bbbbb4", linewidth=1)
+    axis.add_patch(cell)
+    arrow(axis, (5, 41), (25.4, 41), BLUE)
+    arrow(axis, (30.6, 41), (48.9, 41), BLUE)
+    arrow(axis, (54.1, 41), (95, 41), BLUE)
+    say(axis, 9, 44, "last c")
+    say(axis, 90.5, 44, "new c")
+    say(axis, 39.5, 43.6, "f · c")
+    say(axis, 64, 43.6, "f · c + i · g")
+    for x, words, colour in (
+        (28, "forget f\nσ", BLUE),
+        (43, "input i\nσ", GREEN),
+        (60, "candidate g\ntanh", ORANGE),
+        (76.5, "output o\nσ", RED),
+    ):
+        box(axis, x - 6.6, 18.5, 13.2, 7.6, words, colour)
+        arrow(axis, (x, 13), (x, 18.5))
+    arrow(axis, (28, 26.1), (28, 38.4))
+    elbow(axis, (43, 26.1), (43, 32.5), (48.9, 32.5))
+    elbow(axis, (60, 26.1), (60, 32.5), (54.1, 32.5))
+    arrow(axis, (51.5, 35.1), (51.5, 38.4))
+    say(axis, 55.2, 36.6, "i · g")
+    arrow(axis, (76.5, 41), (76.5, 38.9))
+    box(axis, 73, 35.5, 7, 3.4, "tanh")
+    arrow(axis, (76.5, 35.5), (76.5, 33.3))
+    arrow(axis, (76.5, 26.1), (76.5, 28.1))
+    for x, y, words in ((28, 41, "×"), (51.5, 41, "+"), (51.5, 32.5, "×"), (76.5, 30.7, "×")):
+        sign(axis, x, y, words)
+    arrow(axis, (79.1, 30.7), (95, 30.7), RED)
+    say(axis, 90.5, 33.7, "new h")
+    say(axis, 91.5, 26.6, "o · tanh(c)")
+    axis.plot([5, 76.5], [13, 13], color="#444444", linewidth=1.5)
+    axis.plot([18.5, 18.5], [6.6, 13], color="#444444", linewidth=1.5)
+    say(axis, 9, 15.8, "last h")
+    say(axis, 18.5, 5, "slice x")
+    say(axis, 55, 5, "σ or tanh of  W x + U h + b,  each with its own W, U and b")
+    say(axis, 50, 49.6, "× and + number by number")
 
 
 @diagram("The Bi-LSTM, unrolled", 60)
@@ -355,64 +394,72 @@ def mixed_precision(axis):
     arrow(axis, (15, 15), (15, 23))
 
 
-@diagram("Threshold and ROC curve", 48)
+@diagram("Threshold and ROC curve", 50)
 def threshold_and_roc(axis):
     """Left, the scores of healthy and of ill scans as two overlapping hills with a threshold: right
-    of it healthy scans are false positives and ill ones true positives. Right, the ROC curve, on
+    of it healthy scans are false positives (FP) and ill ones true positives (TP), left of it
+    healthy ones are true negatives (TN) and ill ones false negatives (FN). Right, the ROC curve, on
     which this threshold is one point."""
-    x = np.linspace(0, 1, 200)
-    for middle, colour, name in ((0.36, BLUE, "healthy"), (0.66, RED, "ill")):
-        y = np.exp(-0.5 * ((x - middle) / 0.13) ** 2)
-        axis.plot(6 + 46 * x, 10 + 22 * y, color=colour, linewidth=2)
-        axis.fill_between(6 + 46 * x, 10, 10 + 22 * y, color=colour, alpha=0.12, linewidth=0)
-        say(axis, 6 + 46 * middle, 34.6, name, colour=colour, weight="bold")
-    axis.plot([29.5, 29.5], [5, 38], color=INK, linewidth=2)
-    say(axis, 29.5, 40.6, "threshold")
-    axis.plot([6, 52], [10, 10], color=INK, linewidth=1.2)
-    say(axis, 28.7, 6.2, "called healthy", align="right")
-    say(axis, 30.3, 6.2, "called ill", align="left")
-    for at, y, words in ((19, 17, "TN"), (27.3, 12, "FN"), (31.8, 12, "FP"), (40, 17, "TP")):
-        say(axis, at, y, words)
-    axis.plot([62, 62, 94], [42, 10, 10], color=INK, linewidth=1.2)
-    thresholds = np.linspace(1.4, -0.4, 200)
+    cut, x = 0.51, np.linspace(0, 1, 101)
+    hills = ((0.36, BLUE, "healthy", x >= cut), (0.66, RED, "ill", x <= cut))
+    for middle, colour, name, wrong in hills:
+        y = 10 + 22 * norm.pdf(x, middle, 0.13) / norm.pdf(0, 0, 0.13)
+        axis.plot(5 + 48 * x, y, color=colour, linewidth=2)
+        axis.fill_between(5 + 48 * x, 10, y, color=colour, alpha=0.12, linewidth=0)
+        axis.fill_between(5 + 48 * x, 10, y, wrong, color=colour, alpha=0.5, linewidth=0)
+        say(axis, 5 + 48 * middle, 34.6, name, colour=colour, weight="bold")
+    line = 5 + 48 * cut
+    axis.plot([line, line], [5, 39], color=INK, linewidth=2)
+    say(axis, line, 42, "threshold")
+    axis.plot([5, 53], [10, 10], color=INK, linewidth=1.2)
+    say(axis, line - 1, 6.2, "called healthy", align="right")
+    say(axis, line + 1, 6.2, "called ill", align="left")
+    for at, y, words in ((19, 18, "TN"), (27, 11.8, "FN"), (31.9, 11.8, "FP"), (40, 18, "TP")):
+        say(axis, at, y, words, weight="bold")
+    axis.plot([63, 63, 95], [42, 10, 10], color=INK, linewidth=1.2)
+    thresholds = np.linspace(1.4, -0.4, 100)
     fpr, tpr = norm.sf(thresholds, 0.36, 0.13), norm.sf(thresholds, 0.66, 0.13)
-    axis.plot(62 + 32 * fpr, 10 + 32 * tpr, color=GREEN, linewidth=2)
-    axis.plot([62, 94], [10, 42], ":", color="#777777")  # what a coin gets
-    at = norm.sf(0.511, [0.36, 0.66], 0.13)
-    axis.plot(62 + 32 * at[0], 10 + 32 * at[1], "o", color=INK, ms=9)
-    arrow(axis, (69.6, 34.2), (66.8, 37.2))
-    say(axis, 70.2, 33, "this threshold", align="left")
-    say(axis, 78, 6.2, "1 − specificity = FP / (FP + TN)")
-    axis.text(59, 26, "sensitivity = TP / (TP + FN)", rotation=90, ha="center", va="center")
-    say(axis, 84, 22, "a coin", colour="#555555", align="left")
+    axis.plot(63 + 32 * fpr, 10 + 32 * tpr, color=GREEN, linewidth=2)
+    axis.plot([63, 95], [10, 42], ":", color="#777777")  # what a coin gets
+    at = norm.sf(cut, [0.36, 0.66], 0.13)
+    axis.plot(63 + 32 * at[0], 10 + 32 * at[1], "o", color=INK, ms=9)
+    arrow(axis, (70.8, 34), (67.8, 37))
+    say(axis, 71.2, 32.6, "this threshold", align="left")
+    say(axis, 79, 6.2, "1 − specificity = FP / (FP + TN)")
+    axis.text(60, 26, "sensitivity = TP / (TP + FN)", rotation=90, ha="center", va="center")
+    say(axis, 84, 21, "a coin", colour="#555555", align="left")
+    arrow(axis, (70, 44.6), (88, 44.6))
+    say(axis, 79, 46.4, "the threshold falls")
 
 
-@diagram("The bootstrap", 44)
+@diagram("The bootstrap", 46)
 def bootstrap(axis):
     """Patients A to F are drawn with replacement, again and again: some come twice, some not at
-    all, each with all of their scans. Every draw gives a score; the middle 95 percent of the
-    scores are the interval."""
+    all, each with all of their scans. Every draw gives a score, here an AUC; between the 2.5th and
+    the 97.5th percentile of the scores lies the 95 percent interval."""
+    say(axis, 20.2, 42.2, "six patients", weight="bold")
     for k, name in enumerate("ABCDEF"):
-        box(axis, 4 + 5.4 * k, 36, 4.4, 4.4, name, BLUE)
-    say(axis, 38, 38.2, "six patients", align="left")
-    draws = ("AACDFF", "BCCDEF", "ABBBDE")
-    for row, names in enumerate(draws):
-        y = 24 - 7.6 * row
+        box(axis, 4 + 5.6 * k, 35.6, 4.4, 4.4, name, BLUE)
+    arrow(axis, (7, 34.4), (7, 29))
+    say(axis, 9, 31.8, "draw six, with replacement", align="left")
+    for row, (names, auc) in enumerate((("AACDFF", 0.88), ("BCCDEF", 0.93), ("ABBBDE", 0.84))):
+        y = 23 - 7 * row
         for k, name in enumerate(names):
-            box(axis, 4 + 5.4 * k, y, 4.4, 4.4, name, ORANGE)
-        arrow(axis, (37, y + 2.2), (41, y + 2.2))
-        say(axis, 47, y + 2.2, f"AUC {(0.88, 0.93, 0.84)[row]:.2f}")
-        arrow(axis, (53, y + 2.2), (57.5, 18), "#999999")
-    arrow(axis, (20, 35.2), (20, 29.4))
-    say(axis, 22, 32.4, "draw six, with replacement", align="left")
-    say(axis, 19.5, 4.6, "... a thousand times")
-    heights = np.exp(-0.5 * ((np.arange(13) - 6.6) / 2.4) ** 2)
-    for k, height in enumerate(heights):
-        inside = 2 <= k <= 11
-        square(axis, 60 + 2.7 * k, 12, 2.4, 20 * height, PALE[GREEN] if inside else "white", GREEN)
-    arrow(axis, (65.4, 9.6), (92.1, 9.6), style="<->")
-    say(axis, 78.7, 6.4, "95 % interval: the middle of the scores")
-    say(axis, 78.7, 36, "all scores")
+            again = names.count(name) > 1
+            box(axis, 4 + 5.6 * k, y, 4.4, 4.4, name, ORANGE, weight="bold" if again else "normal")
+        arrow(axis, (37.4, y + 2.2), (41.4, y + 2.2))
+        say(axis, 47, y + 2.2, f"AUC {auc:.2f}")
+        axis.plot([52.6, 54.6], [y + 2.2] * 2, color="#444444", linewidth=1.5)
+    axis.plot([54.6, 54.6], [11.2, 25.2], color="#444444", linewidth=1.5)
+    arrow(axis, (54.6, 18.2), (58.6, 18.2))
+    say(axis, 20.2, 5.4, "... a thousand times")
+    for k, height in enumerate(norm.pdf(np.arange(13), 6, 2.2) / norm.pdf(0, 0, 2.2)):
+        colour = PALE[GREEN] if 2 <= k <= 10 else "white"
+        square(axis, 60 + 2.7 * k, 12, 2.4, 20 * height, colour, GREEN)
+    say(axis, 77.4, 35, "all scores", weight="bold")
+    axis.plot([60, 94.8], [12, 12], color=INK, linewidth=1.2)
+    arrow(axis, (65.3, 9.8), (89.5, 9.8), style="<|-|>")
+    say(axis, 77.4, 6, "95 % interval: 2.5 % of the\nscores below it, 2.5 % above")
 
 
 @diagram("A dense block", 46)
@@ -424,7 +471,7 @@ def dense_block(axis):
         box(axis, x, 17, 14, 7, f"layer {k}\n+ 32 maps" if k else "input\n64 maps", colour)
         for j in range(k):
             if j == k - 1:
-                arrow(axis, (xs[j] + 14, 20.5), (x, 20.5))
+                arrow(axis, (xs[j] + 14, 20.5), (x, 20.5), colours[j])
             else:
                 arrow(axis, (xs[j] + 7, 24), (x + 7 - 3 * (j == 0), 24), colours[j], bend=-0.36)
         left = x
@@ -464,24 +511,40 @@ def moco(axis):
     arrow(axis, (87, 14), (87, 33))
 
 
-@diagram("Data parallel training", 44)
+@diagram("Data parallel training", 50)
 def data_parallel(axis):
-    """Two processes, the ranks 0 and 1, have the same weights and share out one batch; each
-    computes the gradient of its share, the gradients are averaged by share and both take the same
-    step; rank 0 alone writes the checkpoint."""
-    box(axis, 4, 18, 14, 8, "one batch\n4 scans")
-    for y, rank, share, colour in ((29, 0, "3 scans", BLUE), (7, 1, "1 scan", RED)):
-        arrow(axis, (18, 22), (23, y + 4))
-        box(axis, 23, y, 14, 8, f"rank {rank}\n{share}", colour)
-        arrow(axis, (37, y + 4), (42, y + 4))
-        box(axis, 42, y, 13, 8, "its\ngradient", colour)
-        arrow(axis, (55, y + 4), (61, 22 + (1.6 if rank == 0 else -1.6)))
-        arrow(axis, (79, 22 + (1.6 if rank == 0 else -1.6)), (85, y if rank == 0 else y + 8))
-        box(axis, 80, y, 16, 8, "same step,\nsame weights", colour)
-    box(axis, 61, 17, 18, 10, "mean, weighted\nby share:\n3 : 1", GREEN)
-    say(axis, 88, 40, "rank 0 writes")
-    say(axis, 30, 40, "the same weights")
-    say(axis, 30, 4.6, "the same weights")
+    """Two processes, the ranks 0 and 1, have the same weights and share out a batch of four scans,
+    three and one; each computes the gradient of its share, the gradients are averaged by share,
+    and both take the same step; rank 0 alone writes the checkpoint."""
+    for y, rank, colour in ((28, 0, BLUE), (6, 1, RED)):
+        lane = FancyBboxPatch((19, y), 77, 15, "round,pad=0,rounding_size=2")
+        lane.set(facecolor="#f4f4f0", edgecolor="#bbbbb4", linewidth=1)
+        axis.add_patch(lane)
+        middle, share = y + 7.5, ("3 scans", "1 scan")[rank]
+        say(axis, 20.5, y + 17, f"rank {rank}", weight="bold", align="left")
+        box(axis, 23, middle - 4, 13, 8, f"{share}\nweights w", colour)
+        box(axis, 42, middle - 4, 12, 8, "gradient\nof these", colour)
+        box(axis, 78, middle - 4, 15, 8, "same step:\nthe same w", colour)
+        elbow(axis, (17, 24.5), (17, middle), (23, middle))
+        arrow(axis, (36, middle), (42, middle))
+        elbow(axis, (54, middle), (60, middle), (60, 29 if rank == 0 else 20))
+        start = 29 if rank == 0 else 20
+        elbow(axis, (72, start), (72, middle), (78, middle))
+    for k in range(4):
+        square(
+            axis,
+            4 + 2.6 * k,
+            22.3,
+            2.2,
+            4.4,
+            PALE[RED if k == 3 else BLUE],
+            RED if k == 3 else BLUE,
+        )
+    axis.plot([14.4, 17], [24.5, 24.5], color="#444444", linewidth=1.5)
+    say(axis, 9, 29.6, "a batch")
+    say(axis, 9, 19.4, "4 scans")
+    box(axis, 57, 20, 18, 9, "mean by share:\n3 : 1", GREEN)
+    say(axis, 85.5, 45, "writes the checkpoint")
 
 
 def main():
