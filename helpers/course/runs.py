@@ -15,10 +15,9 @@ import numpy as np
 import pandas as pd
 
 from helpers.course.sources import DATASETS, Keeper, Profile, bring_studies, find_profile, restore
-from helpers.ct import cohort
+from helpers.ct import cohort, nifti, preprocessing
 from helpers.ct.cache import preprocess_cohort
 from helpers.ct.nifti_checks import UnreadableStudy
-from helpers.ct.preprocessing import preprocess_fast
 from helpers.storage.files import write_whole
 
 MODELS = {
@@ -110,6 +109,20 @@ def inputs(data: CourseData, which="frozen", executor=None, view=0) -> np.ndarra
     if data.mirror and len([*cache.glob("features-*/*.npy")]) > had:
         Keeper(cache.parents[1], data.mirror)()
     return found
+
+
+def lesion(data: CourseData, row) -> np.ndarray | None:
+    """The share of lesion in every voxel that a network sees, (D, H, W), by the study's mask.
+
+    row: of `data.table`. None where the study has no mask. UnreadableStudy, as `nifti.read_mask`.
+    """
+    line = data.table.iloc[row]
+    if not line["mask"]:
+        return None
+    mask = nifti.read_mask(data.root / line["mask"], data.root / line.file)
+    spacing = line[["spacing_z", "spacing_y", "spacing_x"]].to_numpy(float)
+    mask = preprocessing.pad_to_square(mask.astype(np.float32), spacing, fill=0)
+    return preprocessing.resample(mask, data.profile.size)
 
 
 def new_model(which, profile: Profile, seed=0, dropout=0.3):
@@ -270,7 +283,7 @@ def predict_files(place, model, size) -> list[dict]:
         print(f"{place}: no .nii.gz or .nii file in it; name the folder of the scans")
     for path in scans:
         try:
-            volume = preprocess_fast(path, size)
+            volume = preprocessing.preprocess_fast(path, size)
         except UnreadableStudy as error:
             print(f"left out: {error}")
             continue

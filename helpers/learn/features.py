@@ -1,4 +1,8 @@
-"""What a frozen encoder sees in every slice, computed once, and the cross-validation it allows."""
+"""What a frozen encoder sees in every slice, computed once; what can be asked of it.
+
+Cross-validation by folds and seeds, and two questions made of the same slices that tell a reader
+of sequences from a pool.
+"""
 
 from __future__ import annotations
 
@@ -224,3 +228,49 @@ def cross_validate(
             kinds = {name: options[name] for name in ("device", "precision") if name in options}
             elsewhere.append(predict(model, outside, rows, **kinds)[0])
     return found, np.mean(elsewhere, axis=0) if elsewhere else None
+
+
+def order_question(
+    sequences: np.ndarray, areas: np.ndarray, n_slices: int = 16
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Does the disease grow along the sequence, or shrink? Features, labels, and whose they are.
+
+    sequences: features of ill scans (n, D, F). areas: lesion in each slice (n, D). Of the slices
+    with lesion `n_slices` are put in the order of their areas, and once more in the other order,
+    label 0: the same slices, so no pool over them can know. Scans with fewer are left out.
+    """
+    rows = [row for row, area in enumerate(areas) if (area > 0).sum() >= n_slices]
+    chosen = []
+    for row in rows:
+        ascending = np.argsort(areas[row], kind="stable")[-(areas[row] > 0).sum() :]
+        evenly = np.linspace(0, len(ascending) - 1, n_slices).round().astype(int)
+        chosen.append(sequences[row, ascending[evenly]])
+    rising = np.stack(chosen)
+    labels = np.repeat([1, 0], len(rows))
+    return np.concatenate([rising, rising[:, ::-1]]), labels, np.tile(rows, 2)
+
+
+def needle_question(
+    healthy: np.ndarray, ill: np.ndarray, areas: np.ndarray, n_groups: int = 10, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Is there one ill slice? Features, labels, and the group of patients that each is made of.
+
+    healthy, ill: features (n, D, F) of as many scans each. areas: of the ill (n, D). Every healthy
+    scan comes twice: with one slice of an ill scan, at the height of its largest lesion (label 1),
+    and with the same slice of another healthy scan. What is mixed stays within one group.
+    """
+    rng, found, labels, groups = np.random.default_rng(seed), [], [], []
+    parts = zip(
+        *(np.array_split(rng.permutation(len(s)), n_groups) for s in (healthy, ill)), strict=True
+    )
+    for group, (hosts, givers) in enumerate(parts):
+        for k, host in enumerate(hosts):
+            giver = givers[k % len(givers)]
+            place = areas[giver].argmax()
+            for label, slice_ in ((1, ill[giver, place]), (0, healthy[hosts[k - 1], place])):
+                sequence = healthy[host].copy()
+                sequence[place] = slice_
+                found.append(sequence)
+                labels.append(label)
+                groups.append(group)
+    return np.stack(found), np.array(labels), np.array(groups)

@@ -81,6 +81,24 @@ def usual_chunk(device: torch.device, checkpoint: bool) -> int:
     return 64 if checkpoint else 256
 
 
+def encode_slice_by_slice(
+    encoder: nn.Module,
+    volumes: torch.Tensor,
+    chunk: int | None = None,
+    checkpoint: bool = False,
+) -> torch.Tensor:
+    """Features (B, D, F) of every slice of volumes (B, D, H, W), with its neighbours.
+
+    chunk: slices encoded at a time, by default `usual_chunk`. checkpoint=True computes
+    activations again in the backward pass instead of keeping them: less memory, more time.
+    """
+    images = adjacent_slices(volumes).flatten(0, 1)
+    parts = images.split(chunk or usual_chunk(volumes.device, checkpoint))
+    if checkpoint and encoder.training:
+        encoder = partial(checkpointing.checkpoint, encoder, use_reentrant=False)
+    return torch.cat([encoder(part) for part in parts]).unflatten(0, volumes.shape[:2])
+
+
 class AttentionPooling(nn.Module):
     """A weighted mean over the slices, with weights that the network learns.
 
@@ -100,15 +118,12 @@ class AttentionPooling(nn.Module):
 class BiLSTMClassifier(nn.Module):
     """Slice encoder, bidirectional LSTM over the slices, attention pooling, one logit.
 
-    volumes (B, D, H, W) in [0, 1] to logits (B,) and attention (B, D), in the slices' order.
+    volumes (B, D, H, W) in [0, 1] to logits (B,) and attention (B, D), in the slices' order. The
+    slices' features (B, D, F), computed beforehand, may take the place of the volumes.
 
     encoder: "small", "imagenet" (EfficientNet-Lite0), "resnet18" (torchvision's), a module
-    (N, 3, H, W) -> (N, F), or the number F where the features were computed beforehand: then
-    (B, D, F) takes the place of the volumes. features: what the F are reduced to.
-    Controls: sequence="none" leaves the LSTM out, pooling="mean" weighs all slices alike, and
-    shuffle_slices=True reads every scan in a random order, from torch's random numbers.
-    checkpoint=True computes the encoder's activations again in the backward pass instead of
-    keeping them: less memory, more time. chunk: slices encoded at a time, by default `usual_chunk`.
+    (N, 3, H, W) -> (N, F), or the number F where there are only features. features: what the F
+    are reduced to. chunk, checkpoint: see `encode_slice_by_slice`.
     """
 
     def __init__(
@@ -117,60 +132,77 @@ class BiLSTMClassifier(nn.Module):
         features: int = 128,
         hidden: int = 64,
         dropout: float = 0.3,
-        sequence: str = "lstm",
-        pooling: str = "attention",
-        shuffle_slices: bool = False,
         chunk: int | None = None,
         checkpoint: bool = False,
     ) -> None:
         super().__init__()
-        if sequence not in ("lstm", "none") or pooling not in ("attention", "mean"):
-            raise ValueError(f"sequence={sequence!r} or pooling={pooling!r} is unknown")
-        width = encoder if isinstance(encoder, int) else 0
-        self.encoder = None if width else slice_encoder(encoder)
-        self.shuffle_slices = shuffle_slices
+        self.encoder = None if isinstance(encoder, int) else slice_encoder(encoder)
+        width = encoder if self.encoder is None else self.encoder.features
         self.chunk, self.checkpoint = chunk, checkpoint
-        width = width or self.encoder.features
         # The slices of all scans look much alike; this takes away what they have in common.
         self.standardise = nn.BatchNorm1d(width)
         self.project = nn.Linear(width, features, bias=False)
-        self.lstm, width = None, features
-        if sequence == "lstm":
-            self.lstm = nn.LSTM(features, hidden, batch_first=True, bidirectional=True)
-            width = 2 * hidden
-        self.pooling = AttentionPooling(width) if pooling == "attention" else None
+        self.lstm = nn.LSTM(features, hidden, batch_first=True, bidirectional=True)
+        self.pooling = AttentionPooling(2 * hidden)
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(width, 1)
-
-    def extra_repr(self) -> str:
-        return f"shuffle_slices={self.shuffle_slices}"
+        self.head = nn.Linear(2 * hidden, 1)
 
     def encode(self, volumes: torch.Tensor) -> torch.Tensor:
-        """Standardised and reduced features: volumes (B, D, H, W) to (B, D, features)."""
-        features = volumes.flatten(0, 1)
-        if self.encoder is not None:
-            images = adjacent_slices(volumes).flatten(0, 1)
-            chunk = self.chunk or usual_chunk(volumes.device, self.checkpoint)
-            parts = images.split(chunk)
-            if self.checkpoint and self.training:
-                again = partial(checkpointing.checkpoint, self.encoder, use_reentrant=False)
-                features = torch.cat([again(part) for part in parts])
-            else:
-                features = torch.cat([self.encoder(part) for part in parts])
-        return self.project(self.standardise(features)).unflatten(0, volumes.shape[:2])
+        """Standardised and reduced features: (B, D, H, W) or (B, D, F) to (B, D, features)."""
+        seen = volumes
+        if volumes.ndim == 4:
+            seen = encode_slice_by_slice(self.encoder, volumes, self.chunk, self.checkpoint)
+        return self.project(self.standardise(seen.flatten(0, 1))).unflatten(0, seen.shape[:2])
+
+    def forward(self, volumes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        sequence, _ = self.lstm(self.encode(volumes))
+        pooled, attention = self.pooling(sequence)
+        return self.head(self.dropout(pooled)).squeeze(-1), attention
+
+
+class Control(BiLSTMClassifier):
+    """The Bi-LSTM classifier with one part changed, which tells what that part is worth.
+
+    change: "mean", "max" or "attention" leave the LSTM out and pool the reduced features so; "one
+    way" reads from the feet up only; "shuffled" reads every scan in a random order, from torch's
+    random numbers, "shuffled later" only after the training. Attention (B, D) is even for the mean
+    and for the maximum the share of features that each slice gives.
+    """
+
+    def __init__(self, change: str, *arguments, features: int = 128, **options) -> None:
+        super().__init__(*arguments, features=features, **options)
+        if change not in ("mean", "max", "attention", "one way", "shuffled", "shuffled later"):
+            raise ValueError(f"change={change!r} is unknown")
+        self.change, width = change, features
+        if change == "one way":
+            self.lstm = nn.LSTM(features, width, batch_first=True)
+        if change in ("mean", "max", "attention"):
+            self.lstm = None
+        if change in ("mean", "max"):
+            self.pooling = None
+        if change in ("mean", "max", "attention", "one way"):
+            self.pooling = self.pooling and AttentionPooling(width)
+            self.head = nn.Linear(width, 1)
+
+    def extra_repr(self) -> str:
+        return self.change
 
     def forward(self, volumes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         sequence, order = self.encode(volumes), None
-        if self.shuffle_slices:  # drawn on the CPU: the same order on every device
-            order = torch.rand(volumes.shape[:2]).argsort(dim=1).to(volumes.device)
+        if self.change == "shuffled" or (self.change == "shuffled later" and not self.training):
+            # drawn on the CPU: the same order on every device
+            order = torch.rand(sequence.shape[:2]).argsort(dim=1).to(sequence.device)
             sequence = torch.take_along_dim(sequence, order.unsqueeze(-1), dim=1)
         if self.lstm is not None:
             sequence, _ = self.lstm(sequence)
-        if self.pooling is not None:
-            pooled, attention = self.pooling(sequence)
-        else:
+        if self.change == "mean":
             pooled = sequence.mean(dim=1)
             attention = torch.full_like(sequence[:, :, 0], 1 / sequence.shape[1])
+        elif self.change == "max":
+            pooled, slices = sequence.max(dim=1)
+            attention = nn.functional.one_hot(slices, sequence.shape[1]).float().mean(dim=1)
+        else:
+            pooled, attention = self.pooling(sequence)
         if order is not None:
             attention = torch.zeros_like(attention).scatter(1, order, attention)
         return self.head(self.dropout(pooled)).squeeze(-1), attention

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
-from scipy.stats import norm, rankdata
+from scipy.stats import norm, rankdata, spearmanr
 from sklearn.metrics import average_precision_score
 
 N_RESAMPLES = 2000  # of every bootstrap, so that a figure says what its table says
@@ -330,3 +330,21 @@ def _patients(labels, patients):
     if len(patients) != len(labels):
         raise ValueError(f"{len(labels)} labels but {len(patients)} patients; give one per study")
     return patients
+
+
+def pointing(heat, lesion) -> dict:
+    """How well a heat map points at a lesion: by its slices, its hottest voxel and all voxels.
+
+    heat, lesion: (D, H, W), or (D,) for one number a slice; lesion is its share of each voxel.
+    rank: Spearman's correlation of both sums over the slices. Of maps only, else NaN: hit, whether
+    the hottest voxel is mostly lesion (the "pointing game", Zhang et al. 2018); auc, of the heat as
+    a score for the voxels that are mostly lesion.
+    """
+    heat, lesion = np.asarray(heat, float), np.asarray(lesion, float)
+    by_slice = (part.reshape(len(part), -1).sum(axis=1) for part in (heat, lesion))
+    found = {"rank": float(spearmanr(*by_slice)[0]), "hit": float("nan"), "auc": float("nan")}
+    if heat.ndim == 3:
+        inside = lesion > 0.5
+        found["hit"] = float(inside.flat[heat.argmax()])
+        found["auc"] = auc(inside.ravel().astype(int), heat.ravel())
+    return found
