@@ -7,7 +7,7 @@ PYTHON ?= python3
 COLAB_PYTHON ?= python3.13
 RUN = .venv/bin/python
 
-.PHONY: course test check processors test-colab benchmark gpu lab notebooks student solutions gifs \
+.PHONY: course test check processors test-colab benchmark experiments gpu lab notebooks student solutions gifs \
 	diagrams repo-url lint clean
 .DEFAULT_GOAL := course
 
@@ -45,6 +45,10 @@ benchmark: .venv/installed-benchmarks
 	$(RUN) -m tests.benchmarks.viewer
 	$(MAKE) course
 	$(RUN) -m tests.benchmarks.course
+
+# The whole study of notebook 07, into helpers/course/experiments.csv (an hour or two)
+experiments: .venv/installed-dev
+	$(RUN) -m tests.benchmarks.experiments
 
 # All that a GPU has to be measured for, in about ten minutes, into docs/gpu.md; DATA names packed
 # real images, if there are any: .venv/bin/python -m tests.benchmarks.gpu_data --help

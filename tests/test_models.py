@@ -9,6 +9,7 @@ from torch import nn
 from helpers.learn.networks import (
     AttentionPooling,
     BiLSTMClassifier,
+    Control,
     Keras3DCNN,
     SliceEncoder,
     adjacent_slices,
@@ -39,9 +40,9 @@ def random_volumes(n_scans: int = 2, n_slices: int = 6, size: int = 32) -> torch
     return torch.rand(n_scans, n_slices, size, size, generator=generator)
 
 
-def make(seed: int = 0, **options) -> BiLSTMClassifier:
+def make(seed: int = 0, change: str = "", **options) -> BiLSTMClassifier:
     torch.manual_seed(seed)
-    return BiLSTMClassifier(**options)
+    return Control(change, **options) if change else BiLSTMClassifier(**options)
 
 
 def test_neighbours_are_the_slices_below_and_above():
@@ -81,10 +82,12 @@ def test_attention_is_a_weighted_mean():
 
 OPTIONS = [
     {},
-    {"pooling": "mean"},
-    {"sequence": "none"},
-    {"sequence": "none", "pooling": "mean"},
-    {"shuffle_slices": True},
+    {"change": "mean"},
+    {"change": "max"},
+    {"change": "attention"},
+    {"change": "one way"},
+    {"change": "shuffled"},
+    {"change": "shuffled later"},
     {"checkpoint": True},
 ]
 
@@ -108,7 +111,10 @@ def test_there_is_one_real_bidirectional_lstm():
     lstms = [module for module in model.modules() if isinstance(module, nn.LSTM)]
     assert len(lstms) == 1
     assert lstms[0].bidirectional and lstms[0].batch_first and lstms[0].hidden_size == 32
-    assert not any(isinstance(m, nn.LSTM) for m in make(sequence="none").modules())
+    for change in ("mean", "max", "attention"):
+        assert not any(isinstance(m, nn.LSTM) for m in make(change=change).modules())
+    with pytest.raises(ValueError, match="'median' is unknown"):
+        Control("median")
 
 
 @pytest.mark.parametrize(("changed", "looked_at"), [(-1, 0), (0, -1)])
@@ -132,10 +138,21 @@ def test_the_order_of_the_slices_matters_to_the_lstm():
     assert (attention - reversed_attention.flip(1)).abs().max() > 1e-6
 
 
-@pytest.mark.parametrize("pooling", ["mean", "attention"])
-def test_the_order_of_the_slices_does_not_matter_without_the_lstm(pooling):
+def test_one_direction_knows_only_what_came_before():
+    model, read = make(encoder=MiddleEncoder(), change="one way").eval(), []
+    model.lstm.register_forward_hook(lambda module, inputs, output: read.append(output[0]))
+    volumes = random_volumes()
+    model(volumes)
+    volumes[:, 3] = 1 - volumes[:, 3]
+    model(volumes)
+    moved = (read[0] - read[1]).abs().amax(dim=(0, 2))
+    assert moved[:3].max() == 0 < moved[3:].min()
+
+
+@pytest.mark.parametrize("change", ["mean", "max", "attention"])
+def test_the_order_of_the_slices_does_not_matter_without_the_lstm(change):
     volumes, order = random_volumes(), torch.tensor([3, 0, 5, 1, 4, 2])
-    model = make(encoder=MiddleEncoder(), sequence="none", pooling=pooling).eval()
+    model = make(encoder=MiddleEncoder(), change=change).eval()
     logits, attention = model(volumes)
     other_logits, other_attention = model(volumes[:, order])
     torch.testing.assert_close(logits, other_logits)
@@ -143,7 +160,7 @@ def test_the_order_of_the_slices_does_not_matter_without_the_lstm(pooling):
 
 
 def test_mean_pooling_without_lstm_is_a_linear_function_of_the_mean_features():
-    model = make(encoder=MeanEncoder(), sequence="none", pooling="mean").eval()
+    model = make(encoder=MeanEncoder(), change="mean").eval()
     volumes = random_volumes()
     logits, attention = model(volumes)
     mean = adjacent_slices(volumes).mean(dim=(1, 3, 4))
@@ -153,9 +170,29 @@ def test_mean_pooling_without_lstm_is_a_linear_function_of_the_mean_features():
     assert torch.equal(attention, torch.full((2, 6), 1 / 6))
 
 
-def test_shuffled_slices_are_read_in_another_order_but_reported_in_theirs():
+def test_the_maximum_is_taken_feature_by_feature_and_says_from_which_slices():
+    model, volumes = make(encoder=MiddleEncoder(), change="max").eval(), random_volumes()
+    logits, attention = model(volumes)
+    sequence = model.encode(volumes).detach()
+    for k in range(2):
+        largest = torch.stack([max(sequence[k, :, f]) for f in range(128)])
+        expected = largest @ model.head.weight[0] + model.head.bias[0]
+        torch.testing.assert_close(logits[k], expected)
+        given = [int(sequence[k, :, f].argmax()) for f in range(128)]
+        shares = torch.tensor([given.count(t) / 128 for t in range(6)])
+        torch.testing.assert_close(attention[k], shares)
+
+
+def test_features_take_the_place_of_volumes():
+    model, volumes = make(encoder=MiddleEncoder()).eval(), random_volumes()
+    features = volumes[:, :, 0, :4]
+    torch.testing.assert_close(model(features), model(volumes))
+
+
+@pytest.mark.parametrize("change", ["shuffled", "shuffled later"])
+def test_shuffled_slices_are_read_in_another_order_but_reported_in_theirs(change):
     volumes = random_volumes(n_scans=4)
-    model = make(encoder=MiddleEncoder(), shuffle_slices=True).eval()
+    model = make(encoder=MiddleEncoder(), change=change).eval()
     first, again = model(volumes)[0], model(volumes)[0]
     assert not torch.allclose(first, again)
     torch.manual_seed(1)
@@ -163,14 +200,25 @@ def test_shuffled_slices_are_read_in_another_order_but_reported_in_theirs():
     torch.manual_seed(1)
     assert torch.equal(first, model(volumes)[0])
 
-    without = make(encoder=MiddleEncoder(), sequence="none", shuffle_slices=True).eval()
-    plain = make(encoder=MiddleEncoder(), sequence="none").eval()
-    for shuffled, expected in zip(without(volumes), plain(volumes), strict=True):
-        torch.testing.assert_close(shuffled, expected)
+    model.lstm, model.pooling = None, AttentionPooling(128)  # which the order cannot change
+    model.head = nn.Linear(128, 1)
+    shuffled, attention = model(volumes)
+    model.change = "attention"
+    torch.testing.assert_close(model(volumes), (shuffled, attention))
+
+
+def test_what_is_shuffled_later_is_trained_like_the_whole_network():
+    volumes = random_volumes(n_scans=4)
+    whole, later = (make(encoder=MiddleEncoder(), change=c) for c in ("", "shuffled later"))
+    whole.dropout = later.dropout = nn.Identity()
+    torch.testing.assert_close(later(volumes), whole(volumes))
+    again = make(encoder=MiddleEncoder(), change="shuffled")
+    again.dropout = nn.Identity()
+    assert not torch.allclose(again(volumes)[0], whole(volumes)[0])
 
 
 def test_every_scan_is_shuffled_in_an_order_of_its_own():
-    model = make(encoder=MiddleEncoder(), shuffle_slices=True).eval()
+    model = make(encoder=MiddleEncoder(), change="shuffled").eval()
     logits, _ = model(random_volumes(1).repeat(8, 1, 1, 1))
     assert len(logits.unique()) > 4
 
@@ -202,20 +250,17 @@ def test_checkpointing_gives_the_same_gradients_and_encodes_twice():
     assert (n_plain, n_recomputed) == (3, 6)
 
 
-@pytest.mark.parametrize("options", [{}, {"sequence": "none", "pooling": "mean"}], ids=str)
-def test_dropout_acts_in_training_only(options):
-    volumes, model = random_volumes(), make(dropout=0.5, **options)
+@pytest.mark.parametrize("change", ["", "mean"])
+def test_dropout_acts_in_training_only(change):
+    volumes, model = random_volumes(), make(dropout=0.5, change=change)
     assert not torch.equal(model(volumes)[0], model(volumes)[0])
     model.eval()
     assert torch.equal(model(volumes)[0], model(volumes)[0])
 
 
-@pytest.mark.parametrize(
-    "options", [{"sequence": "gru"}, {"pooling": "max"}, {"encoder": "vgg"}], ids=str
-)
-def test_unknown_options_are_refused_by_name(options):
-    with pytest.raises(ValueError, match=next(iter(options.values()))):
-        BiLSTMClassifier(**options)
+def test_unknown_options_are_refused_by_name():
+    with pytest.raises(ValueError, match="vgg"):
+        BiLSTMClassifier("vgg")
 
 
 def test_keras_cnn_has_the_tutorials_numbers():

@@ -8,6 +8,7 @@ import os
 import pickle
 import zipfile
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from torch import nn
 from helpers.learn import devices, training
 from helpers.learn.checkpoints import CheckpointError
 from helpers.learn.devices import pick_device, pick_precision
-from helpers.learn.networks import BiLSTMClassifier, Keras3DCNN, SliceEncoder
+from helpers.learn.networks import BiLSTMClassifier, Control, Keras3DCNN, SliceEncoder
 from helpers.learn.prediction import load_model, predict
 from helpers.learn.training import fit, learning_rate_factor, positive_weight
 
@@ -44,9 +45,10 @@ def volumes(tmp_path_factory) -> np.ndarray:
 LABELS = np.arange(20) % 2
 
 
-def make(seed: int = 0, dropout: float = 0.3, **options) -> BiLSTMClassifier:
+def make(seed: int = 0, dropout: float = 0.3, change: str = "") -> BiLSTMClassifier:
     torch.manual_seed(seed)
-    return BiLSTMClassifier(SliceEncoder(width=8), 16, hidden=8, dropout=dropout, **options)
+    kind = partial(Control, change) if change else BiLSTMClassifier
+    return kind(SliceEncoder(width=8), 16, hidden=8, dropout=dropout)
 
 
 def train(volumes, folder, model=None, **options) -> pd.DataFrame:
@@ -298,7 +300,7 @@ def test_changed_settings_are_refused_by_name(volumes, tmp_path):
 
 def test_another_model_or_other_data_are_refused(volumes, tmp_path):
     train(volumes, tmp_path, epochs=1)
-    for other in (make(dropout=0.2), make(shuffle_slices=True), Keras3DCNN(width=2)):
+    for other in (make(dropout=0.2), make(change="shuffled"), Keras3DCNN(width=2)):
         with pytest.raises(ValueError, match="made with model=BiLSTMClassifier"):
             train(volumes, tmp_path, other, epochs=1)
     brighter = np.array(volumes)
@@ -426,7 +428,7 @@ def test_predict_is_the_sigmoid_of_the_logits_with_dropout_off(volumes):
 
 
 def test_predict_repeats_itself_with_shuffled_slices_and_leaves_the_random_numbers(volumes):
-    model = make(shuffle_slices=True)
+    model = make(change="shuffled")
     state = torch.get_rng_state()
     first, _ = predict(model, volumes, VALIDATION, device="cpu")
     assert torch.equal(torch.get_rng_state(), state)

@@ -664,6 +664,151 @@ def check_cheapest_threshold(threshold, labels, scores):
     return verdict(found == lowest, praise, hint)
 
 
+def check_needle_pool(letter):
+    """7.1: which pools find one ill slice among healthy ones."""
+    because = {
+        "a": "To find out whether it is there at all, no order is needed: a maximum does.",
+        "b": "It sees them all, but one of many moves it by hardly anything.",
+        "c": "A maximum asks whether it is there; a mean drowns it. Run on and see.",
+        "d": "In the mean the one slice has the weight of one in many; in a maximum it has all.",
+    }
+    return choice(letter, "c", because)
+
+
+def check_hide_each(function):
+    """7.2: the fall of a score when each slice is replaced in turn."""
+
+    def right(score, sequence, instead):
+        falls = []
+        for t in range(len(sequence)):
+            hidden = sequence.copy()
+            hidden[t] = instead[t]
+            falls.append(score(sequence) - score(hidden))
+        return np.array(falls)
+
+    def one_after_another(score, sequence, instead):
+        whole, falls = score(sequence), []
+        for t in range(len(sequence)):
+            sequence[t] = instead[t]
+            falls.append(whole - score(sequence))
+        return np.array(falls)
+
+    mistakes = [
+        (one_after_another, "Slices stay hidden: take a fresh copy of the sequence each time."),
+        (lambda f, s, i: -right(f, s, i), "A fall is positive: the score before minus after."),
+        (lambda f, s, i: right(f, s, np.zeros_like(i)), "Put the row of `instead` there, not 0."),
+        (lambda f, s, i: right(f, s, np.broadcast_to(i.mean(0), i.shape)),
+         "Row t is replaced by row t of `instead`, not by their mean."),
+        (lambda f, s, i: np.array([f(s) - f(np.delete(s, t, 0)) for t in range(len(s))]),
+         "Replace the row; a sequence that is shorter is another question."),
+    ]  # fmt: skip
+    hints = (
+        "A loop over the slices: `for t in range(len(sequence))`.",
+        "In each turn: copy the sequence, replace row t, and ask `score` again.",
+        "hidden[t] = instead[t]; falls.append(score(sequence) - score(hidden))",
+    )
+    rng = np.random.default_rng(7)
+    weights = rng.normal(size=(9, 4))
+
+    def largest(sequence):
+        return float((sequence * weights[: len(sequence)]).sum(axis=1).max())
+
+    def product(sequence):
+        return float(np.tanh((sequence * weights[: len(sequence)]).sum()) * sequence[0].sum())
+
+    cases = [
+        (score, rng.normal(size=(n, 4)), rng.normal(size=(n, 4)))
+        for score, n in ((largest, 9), (product, 6))
+    ]
+    praise = "It asks the network itself, and needs no gradient."
+    return built(function, right, cases, mistakes, hints, praise)
+
+
+def check_untrained_attention(letter):
+    """7.3: how well the attention of an untrained network follows the lesions."""
+    because = {
+        "a": "It knows nothing of lesions, but the frozen encoder in front of it knows anatomy.",
+        "b": "Weights that follow the anatomy follow the lesions a good part of the way.",
+        "c": "It could be so for one network; run the next cells with another SEED to see others.",
+        "d": "Training adds something; run on and see how much.",
+    }
+    return choice(letter, "b", because)
+
+
+def check_own_and_others(function):
+    """7.4: a mean score with the own lesion, and over all pairs of different patients."""
+
+    def right(heats, lesions, score):
+        table = np.array([[score(heat, lesion) for lesion in lesions] for heat in heats])
+        own, n = np.trace(table) / len(heats), len(heats)
+        return own, (table.sum() - np.trace(table)) / (n * (n - 1))
+
+    def with_own(heats, lesions, score):
+        table = np.array([[score(heat, lesion) for lesion in lesions] for heat in heats])
+        return right(heats, lesions, score)[0], table.mean()
+
+    def next_only(heats, lesions, score):
+        others = [score(heat, lesions[k - 1]) for k, heat in enumerate(heats)]
+        return right(heats, lesions, score)[0], np.mean(others)
+
+    mistakes = [
+        (with_own, "In the second mean the own lesions are still there: leave k with k out."),
+        (next_only, "Each heat meets one other lesion only: take all pairs of two patients."),
+        (lambda *case: right(*case)[::-1], "The own lesion comes first, then the others."),
+        (lambda *case: right(*case)[0], "Return two numbers: own, and others."),
+    ]
+    hints = (
+        "Two loops: every heat with every lesion.",
+        "Put all scores into a square table: the own ones are its diagonal.",
+        "others = (table.sum() - np.trace(table)) / (n * (n - 1))",
+    )
+    rng = np.random.default_rng(74)
+
+    def product(heat, lesion):
+        return float((heat * lesion).sum() + heat[0])
+
+    cases = [
+        (list(rng.normal(size=(n, 5))), list(rng.normal(size=(n, 5))), product) for n in (2, 4)
+    ]
+    praise = "Only what own has above others has to do with this patient."
+    return built(function, right, cases, mistakes, hints, praise)
+
+
+def check_balancing_weights(function):
+    """7.5: weights under which the scanner says nothing about the class."""
+    rng = np.random.default_rng(75)
+    cohorts = []
+    for names, n in ((["A", "B"], 60), (["x", "y", "z"], 90)):
+        labels, scanners = rng.integers(0, 2, n), rng.choice(names, n, p=_uneven(len(names)))
+        labels[: 2 * len(names)], scanners[: 2 * len(names)] = [0, 1] * len(names), names * 2
+        usual = np.isin(scanners, names[1:]) == (labels == 1)
+        keep = usual | (rng.random(n) < 0.3) | (np.arange(n) < 2 * len(names))
+        cohorts.append((labels[keep], scanners[keep]))
+    found = answers_of(function, cohorts)
+    if not found:
+        return found
+    for (labels, scanners), given in zip(cohorts, found, strict=True):
+        weights = np.asarray(given, float)
+        if weights.shape != labels.shape or not np.isfinite(weights).all():
+            return verdict(False, "", "Return one finite weight for each scan.")
+        if (weights <= 0).any():
+            return verdict(False, "", "Every scan keeps a weight above 0: none is thrown away.")
+        if not np.isclose(weights.mean(), 1):
+            return verdict(False, "", f"The mean weight is {weights.mean():.2f}: divide by it.")
+        for scanner in np.unique(scanners):
+            mine = scanners == scanner
+            ill, well = (weights[mine & (labels == label)].sum() for label in (1, 0))
+            if not np.isclose(ill, well):
+                hint = f"On scanner {scanner} the ill weigh {ill:.1f} and the healthy {well:.1f}."
+                return verdict(False, "", f"{hint} Count each group of class and scanner.")
+    return verdict(True, "The scanner says nothing any more; the rare scans say it louder.", "")
+
+
+def _uneven(n):
+    """Shares of n scanners, no two alike."""
+    return np.arange(1, n + 1) / np.arange(1, n + 1).sum()
+
+
 def check_preprint_doi(function):
     """8.1: the DOI that the name of an image from a preprint means."""
 

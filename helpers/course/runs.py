@@ -262,6 +262,14 @@ def cross_validate(data: CourseData, which="frozen", runs_dir="runs", elsewhere=
     return table, None if elsewhere is None else elsewhere.table.assign(probability=outside)
 
 
+def study() -> pd.DataFrame:
+    """The experiments of notebook 07 at full size: part, question, what, n, value, low, high, ...
+
+    `make experiments` writes them; the first line of the file says on which machine, and when.
+    """
+    return pd.read_csv(Path(__file__).with_name("experiments.csv"), comment="#")
+
+
 def predict_files(place, model, size) -> list[dict]:
     """Study and probability of scans from elsewhere, by a model on the frozen encoder.
 

@@ -251,15 +251,17 @@ def order_question(
 
 
 def needle_question(
-    healthy: np.ndarray, ill: np.ndarray, areas: np.ndarray, n_groups: int = 10, seed: int = 0
+    healthy: np.ndarray, ill: np.ndarray, areas: np.ndarray, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Is there one ill slice? Features, labels, and the group of patients that each is made of.
 
-    healthy, ill: features (n, D, F) of as many scans each. areas: of the ill (n, D). Every healthy
+    healthy, ill: features (n, D, F). areas: lesion in each slice of the ill (n, D). Every healthy
     scan comes twice: with one slice of an ill scan, at the height of its largest lesion (label 1),
-    and with the same slice of another healthy scan. What is mixed stays within one group.
+    and with the same slice of another healthy scan. What is mixed stays within one group, of two
+    healthy scans or more.
     """
     rng, found, labels, groups = np.random.default_rng(seed), [], [], []
+    n_groups = min(len(healthy) // 2, len(ill))
     parts = zip(
         *(np.array_split(rng.permutation(len(s)), n_groups) for s in (healthy, ill)), strict=True
     )

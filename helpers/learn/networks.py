@@ -169,20 +169,20 @@ class Control(BiLSTMClassifier):
     and for the maximum the share of features that each slice gives.
     """
 
-    def __init__(self, change: str, *arguments, features: int = 128, **options) -> None:
-        super().__init__(*arguments, features=features, **options)
+    def __init__(
+        self, change: str, encoder: str | int | nn.Module = "small", features: int = 128, **options
+    ) -> None:
+        super().__init__(encoder, features, **options)
         if change not in ("mean", "max", "attention", "one way", "shuffled", "shuffled later"):
             raise ValueError(f"change={change!r} is unknown")
-        self.change, width = change, features
+        self.change = change
         if change == "one way":
-            self.lstm = nn.LSTM(features, width, batch_first=True)
-        if change in ("mean", "max", "attention"):
+            self.lstm = nn.LSTM(features, features, batch_first=True)
+        elif "shuffled" not in change:
             self.lstm = None
-        if change in ("mean", "max"):
-            self.pooling = None
-        if change in ("mean", "max", "attention", "one way"):
-            self.pooling = self.pooling and AttentionPooling(width)
-            self.head = nn.Linear(width, 1)
+        if "shuffled" not in change:
+            self.pooling = None if change in ("mean", "max") else AttentionPooling(features)
+            self.head = nn.Linear(features, 1)
 
     def extra_repr(self) -> str:
         return self.change

@@ -90,19 +90,20 @@ def gradient_maps(
 def occlusion_map(
     model: nn.Module,
     volume: np.ndarray,
-    block: tuple[int, int, int] = (4, 16, 16),
+    n_blocks: tuple[int, int, int] = (8, 6, 6),
     fill: int = 27,
     device: str = "auto",
 ) -> np.ndarray:
     """By how much the logit falls when a block of the scan is hidden, as a map (D, H, W).
 
-    volume: uint8 (D, H, W). block: slices, rows and columns, side by side without overlap. fill:
-    the grey value that hides; 27 are -852 HU, which is healthy lung. Only slices that a block
-    touches are encoded again. Zeiler and Fergus 2014, arXiv 1311.2901.
+    volume: uint8 (D, H, W). n_blocks: along each axis, side by side without overlap. fill: the grey
+    value that hides; 27 are -852 HU, which is healthy lung. Only slices that a block touches are
+    encoded again. Zeiler and Fergus 2014, arXiv 1311.2901.
     """
     used, heat = pick_device(device), np.zeros(volume.shape, np.float32)
     model = model.to(used).eval()
     scan = Scans(volume[None], used).take(np.array([0]))
+    block = [max(1, n // k) for n, k in zip(volume.shape, n_blocks, strict=True)]
     corners = [range(0, n, step) for n, step in zip(volume.shape, block, strict=True)]
     with torch.inference_mode():
         seen = encode_slice_by_slice(model.encoder, scan)

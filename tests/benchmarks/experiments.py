@@ -1,6 +1,6 @@
-"""What the network has learned: the study of notebook 07 in full, into docs/experiments.csv.
+"""What the network has learned: the study of notebook 07 in full, into helpers/course.
 
-python -m tests.benchmarks.experiments        (an hour on two cores; an interrupted call goes on)
+make experiments        (an hour or two on two cores; an interrupted call goes on)
 
 Phantom, quick profile. Five folds by patient; five seeds of what is trained on features, one of
 what is trained on pixels. A line a result: part, question, what, value and its 95 % interval by
@@ -10,7 +10,9 @@ patient, and for the controls the difference to the whole network on the same pa
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import replace
+from datetime import date
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from helpers.learn import features, networks, prediction
 from helpers.learn.augmentation import SequenceAugmentation
 from helpers.scores import baselines, metrics
 from tests.benchmarks.hospitals import histogram
+from tests.benchmarks.training import processor
 
 WHOLE = "Bi-LSTM"
 CHANGES = {
@@ -90,7 +93,7 @@ def questions(data):
     return {
         "disease": (sequences, labels, data.table.patient.to_numpy()),
         "order": features.order_question(sequences[ill], areas),
-        "needle": features.needle_question(sequences[healthy], sequences[ill], areas, n_groups=30),
+        "needle": features.needle_question(sequences[healthy], sequences[ill], areas),
     }
 
 
@@ -300,7 +303,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--data-dir", default="data")
     parser.add_argument("--runs-dir", default="runs/experiments")
-    parser.add_argument("--csv", default="docs/experiments.csv")
+    parser.add_argument("--csv", default="helpers/course/experiments.csv")
     chosen = parser.parse_args()
     data, other = (
         runs.prepare(name, chosen.profile, chosen.data_dir)
@@ -318,7 +321,10 @@ def main() -> None:
             value, low, high = (row[name] for name in ("value", "low", "high"))
             print(row["part"], row["question"], row["what"], row.get("size", ""), end=" ")
             print(metrics.Interval(value, low, high), flush=True)
-            pd.DataFrame(rows).round(4).to_csv(chosen.csv, index=False)
+    machine = f"{processor()}, {os.cpu_count()} cores, torch {torch.__version__}"
+    header = f"# make experiments: {machine}, {date.today()}\n"
+    table = pd.DataFrame(rows).round(4).to_csv(index=False)
+    Path(chosen.csv).write_text(header + table, encoding="utf-8")
 
 
 if __name__ == "__main__":
