@@ -154,6 +154,18 @@ PUBLISHED = {"CT-0": 0, "CT-1": 1, "CT-2": 1, "CT-3": 1, "CT-4": 1}
 SCORES = np.array([0.0, 1.0, -1.0, 2.0])
 
 
+def inverse_counts(labels, scanners):
+    """One over the number of scans of the same class and scanner."""
+    table = pd.crosstab(labels, scanners)
+    found = [1 / table.loc[pair] for pair in zip(labels, scanners, strict=True)]
+    return np.array(found) / np.mean(found)
+
+
+def by_class_alone(labels):
+    found = 1 / np.bincount(labels)[labels]
+    return found / found.mean()
+
+
 @pytest.mark.parametrize(
     ("check", "arguments", "hint"),
     [
@@ -229,6 +241,16 @@ SCORES = np.array([0.0, 1.0, -1.0, 2.0])
         ("cheapest_threshold", (0.9, *CHOOSING.to_numpy().T), "It costs 30, but 2 is possible"),
         ("cheapest_threshold", (None, *CHOOSING.to_numpy().T), "one number"),
         ("cheapest_threshold", ("half", *CHOOSING.to_numpy().T), "one number"),
+        ("hide_each", (lambda score, sequence, instead: instead[99],), "IndexError"),
+        ("balancing_weights", (lambda labels, scanners: np.ones(len(labels)),), "On scanner"),
+        ("balancing_weights", (lambda labels, scanners: np.ones(3),), "one finite weight"),
+        ("balancing_weights", (lambda labels, scanners: labels / labels.mean(),), "above 0"),
+        (
+            "balancing_weights",
+            (lambda labels, scanners: 7 * inverse_counts(labels, scanners),),
+            "divide by it",
+        ),
+        ("balancing_weights", (lambda labels, scanners: by_class_alone(labels),), "On scanner"),
     ],
 )
 def test_usual_slips_get_their_hint(check, arguments, hint, capsys):
@@ -343,6 +365,18 @@ def letter_of_the_predictive_value():
     return ("b" if stays and one_in_twelve else "",)
 
 
+def hidden_by_the_course(score, sequence, instead):
+    """All sequences with one slice replaced, made at once."""
+    mask = np.eye(len(sequence), dtype=bool)[:, :, None]
+    return score(sequence) - np.array([score(s) for s in np.where(mask, instead, sequence)])
+
+
+def rescaled(weights, scanners):
+    """A scanner may weigh more than another, as long as both its classes do."""
+    weights = weights * np.where(scanners == np.unique(scanners)[0], 3, 1)
+    return weights / weights.mean()
+
+
 def cheapest_by_the_curve():
     alarms, found, thresholds = roc_curve(CHOOSING.label, CHOOSING.probability)
     cost = 10 * 3 * (1 - found) + 4 * alarms
@@ -435,6 +469,12 @@ FOLLOWS = {
     "6.4, between two scores": (
         "cheapest_threshold",
         lambda: (0.25, *CHOOSING.to_numpy().T),
+    ),
+    "7.2": ("hide_each", lambda: (hidden_by_the_course,)),
+    "7.5": ("balancing_weights", lambda: (inverse_counts,)),
+    "7.5, the ill weigh twice as much nowhere": (
+        "balancing_weights",
+        lambda: (lambda labels, scanners: rescaled(inverse_counts(labels, scanners), scanners),),
     ),
     "8.1": ("preprint_doi", lambda: (covid_ct.normalise_doi,)),
     "9.1": ("square", lambda: (letterboxed_by_the_course,)),

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.stats import rankdata
@@ -175,16 +176,41 @@ def test_needle_question_mixes_within_its_groups_and_tells_by_the_one_slice():
     np.testing.assert_array_equal(healthy[0], [[0, k] for k in range(6)])
 
 
-def test_scan_traits_of_a_scan_whose_traits_are_known():
-    import pandas as pd
+def test_the_kept_study_carries_what_notebook_07_says_of_it():
+    """The committed table of `make experiments`, at full size."""
+    study = runs.study()
+    shown = study.set_index(["part", "question", "what"])
 
+    def interval(*key):
+        return shown.loc[key][["value", "low", "high"]].to_numpy(float).reshape(-1)[:3]
+
+    for what in ("Bi-LSTM", "one direction"):
+        assert interval("controls", "order", what)[1] > 0.9
+    for what in ("mean pool", "max pool", "attention, no LSTM", "shuffled slices"):
+        _, low, high = interval("controls", "order", what)
+        assert low < 0.5 < high
+    needle = {what: interval("controls", "needle", what) for what in ("max pool", "mean pool")}
+    assert needle["mean pool"][2] < needle["max pool"][0]
+    for what in ("attention on the LSTM", "slices hidden"):
+        trained = interval("explanations", "rank, trained", f"frozen: {what}")
+        for twin in ("random weights", "shuffled"):
+            name = (f"rank, {twin}", f"frozen: {what}")
+            assert trained[0] > interval("explanations", *name)[0]
+    assert (study.low <= study.value).all() and (study.value <= study.high).all()
+    curve = study[(study.part == "learning curve") & (study.what == "frozen encoder")]
+    assert curve["size"].is_monotonic_increasing and len(curve) == 5
+
+
+def test_scan_traits_of_a_scan_whose_traits_are_known():
     table = pd.DataFrame({"spacing_z": [8.0, 5], "spacing_x": [0.7, 0.8], "n_slices": [40, 60]})
-    volumes = np.full((2, 3, 16, 16), 40, np.uint8)
-    volumes[:, :, 2:-2, 2:-2] = 190
-    volumes[1, :, 2:-2, 2:-2:2] += 6
+    volumes = np.full((2, 3, 24, 24), 190, np.uint8)
+    volumes[:, :, ::23, ::23] = 0
+    volumes[0, :, :2, :2] = 0
+    volumes[1, :, :, 3:-3:2] += 6
     found = baselines.scan_traits(table, volumes)
-    assert found.columns.tolist() == ["spacing_z", "spacing_x", "n_slices", "noise", "margin"]
-    assert found.noise.tolist() == [0, 6] and found.margin.tolist() == [40, 40]
+    assert found.columns.tolist() == ["spacing_z", "spacing_x", "n_slices", "noise", "padding"]
+    assert found.padding.tolist() == [7 / 16, 4 / 16]
+    assert found.noise[0] == 0 and 4 < found.noise[1] < 6
     assert baselines.scan_traits(table[:1], volumes[:1] * 0).noise[0] == 0
 
 

@@ -108,6 +108,58 @@ def test_quick_06_says_what_its_cells_show(quick_runs):
     assert other["Brier after"] > 3 * home["Brier after"]
 
 
+def test_quick_07_tells_an_lstm_from_a_pool_by_the_right_question(quick_runs):
+    controls = results(quick_runs, "07")["controls"]
+    assert controls["order, Bi-LSTM"][0] > 0.9 and controls["order, Bi-LSTM"][1] > 0.5
+    low, high = controls["order, mean"][1:]
+    assert low < 0.5 < high, "a mean cannot know an order"
+    assert controls["needle, max"][0] > controls["needle, mean"][0] + 0.1
+
+
+def test_quick_07_scores_explanations_beside_twins_that_know_nothing(quick_runs):
+    found = results(quick_runs, "07")
+    ranks = {name: line["own lesion"] for name, line in found["ranks"].items()}
+    for kind in ("attention", "slices hidden"):
+        trained = ranks[f"frozen, trained: {kind}"]
+        assert trained > 0.5
+        for twin in ("untrained", "labels shuffled"):
+            assert trained > ranks[f"frozen, {twin}: {kind}"] + 0.05, (kind, twin)
+    assert min(found["untrained"]) < 0 < 0.2 < max(found["untrained"]), "luck"
+    assert max(found["untrained"]) < ranks["frozen, trained: attention"]
+    voxels = found["voxels"]
+    for kind in ("input gradient", "occlusion"):
+        trained, untrained = (voxels[f"{kind}, {name}"] for name in ("trained", "untrained"))
+        assert trained["own lesion"] > untrained["own lesion"]
+    for line in (*found["ranks"].values(), *voxels.values()):
+        own, others, *_ = line.values()
+        assert -1 <= others <= 1 and own - others < 0.5, "most of it is anatomy"
+
+
+def test_quick_07_falls_for_the_shortcut_and_is_repaired(quick_runs):
+    found = results(quick_runs, "07")
+    shortcut, away = found["shortcut"], "another hospital"
+    print({name: line[away] for name, line in shortcut.items()})
+    assert shortcut["as they are"]["validation"][0] > 0.95
+    assert shortcut["as they are"][away][0] < 0.7
+    assert found["shortcut_without_lungs"][1] > 0.5
+    for repair in ("balance", "augment", "harmonise"):
+        assert shortcut[repair][away][0] > shortcut["as they are"][away][0]
+    assert shortcut["harmonise"][away][0] > 0.85
+    assert found["leak"]["slice"][0] > 0.75
+    low, high = found["leak"]["patient"][1:]
+    assert low < 0.5 < high, "a coin cannot be learned"
+
+
+def test_quick_07_writes_a_card_with_its_own_numbers(quick_runs):
+    found = results(quick_runs, "07")
+    (card,) = (quick_runs / "07_what_did_it_learn").glob("*.md")
+    text = card.read_text("utf-8")
+    for name in ("inside", "outside", "without_lungs"):
+        value, low, high = found[name]
+        assert f"{value:.2f} [{low:.2f}, {high:.2f}]" in text
+    assert found["inside"][0] > 0.95 and found["without_lungs"][1] < 0.5
+
+
 def test_quick_08_finds_what_was_planted(quick_runs):
     found = results(quick_runs, "08")
     root = quick_runs.parent / "data" / "covid-ct-phantom-quick"

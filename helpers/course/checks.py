@@ -725,12 +725,12 @@ def check_hide_each(function):
 
 
 def check_untrained_attention(letter):
-    """7.3: how well the attention of an untrained network follows the lesions."""
+    """7.3: how well the attention of untrained networks follows the lesions."""
     because = {
-        "a": "It knows nothing of lesions, but the frozen encoder in front of it knows anatomy.",
-        "b": "Weights that follow the anatomy follow the lesions a good part of the way.",
-        "c": "It could be so for one network; run the next cells with another SEED to see others.",
-        "d": "Training adds something; run on and see how much.",
+        "a": "They know nothing of lesions, but the encoder before them knows anatomy.",
+        "b": "Random weights follow the anatomy up or down, as luck has it. Run on and see.",
+        "c": "It does, but random weights may prefer the shoulders as well as the lungs.",
+        "d": "Some come near; but nothing has told them which end is the ill one.",
     }
     return choice(letter, "b", because)
 

@@ -24,7 +24,7 @@ For teaching, not for clinical use.
 | Split | by patient; {folds} folds, {seeds} seeds, nothing chosen on what is predicted |
 | AUC inside, 95 % interval | {inside} |
 | AUC in another hospital | {outside} |
-| AUC without any lungs | {without_lungs}: spacing, slices, noise and margin alone |
+| AUC without any lungs | {without_lungs}: spacing, slices, noise and padding alone |
 | Not for | patients; other scanners, diseases, ages or body parts than it was tested on |
 
 ## Checklist

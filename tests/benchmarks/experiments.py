@@ -158,7 +158,7 @@ def controls(data, other, seeds, runs_dir):
     tables = data.table.assign(probability=each[0]), other.table.assign(probability=elsewhere)
     yield from both("3-D CNN after an 8-bit cast", *tables, whole)
     yield from both("HU histogram", *histogram(data, other), whole)
-    yield from both("no lungs: spacing, noise, margin", *by_traits(data, other, seeds), whole)
+    yield from both("no lungs: spacing, noise, padding", *by_traits(data, other, seeds), whole)
 
 
 def both(what, here, there, whole):
@@ -236,9 +236,9 @@ def explanations(data, runs_dir):
         healthy = sequences[(labels == 0) & (fold_of != fold)].astype(np.float32).mean(axis=0)
         for twin, truth in (("trained", labels), ("random weights", None), ("shuffled", shuffled)):
             folder = Path(runs_dir) / "explanations" / f"{twin.replace(' ', '-')}-fold{fold}"
-            scratch = runs.new_model("bilstm", data.profile)
-            behind = {"": network("", sequences.shape[2], 0)}
-            behind["attention"] = network("attention", sequences.shape[2], 0)
+            scratch = runs.new_model("bilstm", data.profile, fold)
+            width = sequences.shape[2]
+            behind = {change: network(change, width, fold) for change in ("", "attention")}
             if truth is not None:
                 scratch, _ = features.train_fold(
                     partial(new_model, "bilstm", data.profile),
@@ -247,7 +247,7 @@ def explanations(data, runs_dir):
                 )
                 for name in behind:
                     behind[name], _ = features.train_fold(
-                        partial(network, name, sequences.shape[2]),
+                        partial(network, name, width),
                         *(sequences, truth, fold_of, fold, folder / f"frozen-{name}"),
                         **OPTIONS,
                     )
