@@ -102,8 +102,10 @@ FAULTS = {
         ],
     ),
     "scores/metrics.py": (
-        "evaluation plots",
+        "evaluation plots explanations",
         [
+            ("inside.flat[heat.argmax()]", "inside.flat[heat.argmin()]"),
+            ("lesion > 0.5", "lesion > 0"),
             ("n * (n + 1) / 2", "n * (n - 1) / 2"),
             ("counts.sum() ** 2 / np.sum(counts**2)", "len(counts)"),
             ("rankdata(scores)[labels == 1]", "rankdata(-scores)[labels == 1]"),
@@ -176,8 +178,17 @@ FAULTS = {
         ],
     ),
     "learn/prediction.py": (
-        "training models",
+        "explanations training models",
         [
+            ("w * m).sum(dim=1).relu()", "w * m).sum(dim=1).abs()"),
+            ("slice(max(z - 1, 0), z + block[0] + 1)", "slice(z, z + block[0])"),
+            ("fill / 255", "0"),
+            (
+                "fall in zip(places, (whole - model(hidden)[0])",
+                "fall in zip(places, (model(hidden)[0] - whole)",
+            ),
+            ("hidden[each, each] =", "hidden[:, each] ="),
+            ("to_voxels[0].abs()", "to_voxels[0]"),
             ("    network.eval()", "    pass"),
             ("seeded(scans.device, 0)", "torch.random.fork_rng([])"),
         ],
@@ -204,7 +215,13 @@ FAULTS = {
             ("scatter(1, order, attention)", "scatter(1, order.flip(1), attention)"),
             ("(images - 0.498) / 0.502", "images / 0.502"),
             ("nn.init.zeros_(self.layers[-1].weight)", "pass"),
-            ("self.project(self.standardise(features))", "self.project(features)"),
+            ("self.standardise(seen.flatten(0, 1))", "seen.flatten(0, 1)"),
+            ('self.change == "shuffled" or (', "("),
+            ("pooled, slices = sequence.max(dim=1)", "pooled, slices = sequence.min(dim=1)"),
+            (
+                "self.lstm = nn.LSTM(features, features, batch",
+                "self.lstm = nn.LSTM(features, features // 2, bidirectional=True, batch",
+            ),
             ("side := min(images.shape[2:])", "side := max(images.shape[2:])"),
             ("whole = self.kernel - (2 if", "whole = self.kernel - (1 if"),
             (
@@ -214,8 +231,11 @@ FAULTS = {
         ],
     ),
     "learn/features.py": (
-        "features",
+        "features explanations",
         [
+            ("rising[:, ::-1]", "rising"),
+            ("place = areas[giver].argmax()", "place = 0"),
+            ("healthy[hosts[k - 1], place]", "healthy[host, place]"),
             ("1 + len(views)) != fold)", "1 + len(views)) >= 0)"),
             ("shuffle=True, ", ""),
             ("found[row] is None]", "True]"),

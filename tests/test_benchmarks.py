@@ -17,6 +17,7 @@ from torch import nn
 
 from helpers.ct.nifti import read_study
 from helpers.ct.preprocessing import preprocess
+from helpers.scores import metrics
 from tests.benchmarks import accuracy, course, growth, preprocessing, training
 
 pytestmark = pytest.mark.skipif(
@@ -367,3 +368,28 @@ def test_the_histograms_line_of_the_two_hospitals():
     assert written.startswith("| histogram | 1.00 [") and written.endswith("| 1.00, 1.00 | 2.0 |")
     broken = here.assign(probability=1 - here.probability)
     assert "| 0.00 [" in hospitals.line("x", broken, there, np.repeat(["E", "F"], 20), 0)
+
+
+def test_a_line_of_the_experiments_compares_on_the_same_patients():
+    from tests.benchmarks import experiments
+
+    rng = np.random.default_rng(0)
+    labels, patients = np.arange(60) % 2, np.arange(60) // 2
+    good, noise = labels + rng.normal(0, 0.3, 60), rng.normal(size=60)
+    row = experiments.line("controls", "disease", "noise", labels, noise, patients, good, size=7)
+    found = metrics.auc_interval(labels, noise, patients)
+    assert (row["value"], row["low"], row["high"]) == tuple(found) and row["size"] == 7
+    apart = metrics.auc(labels, noise) - metrics.auc(labels, good)
+    assert row["difference"] == pytest.approx(apart)
+    assert row["difference_low"] < apart < row["difference_high"] < 0
+    same = experiments.line("controls", "disease", "same", labels, good, patients, good)
+    assert [same[f"difference{end}"] for end in ("", "_low", "_high")] == [0, 0, 0]
+    assert "difference" not in experiments.line("c", "d", "w", labels, good, patients)
+
+
+@pytest.mark.parametrize("change", ["", "max"])
+def test_the_networks_of_the_experiments_begin_alike_in_every_fold(change):
+    from tests.benchmarks import experiments
+
+    one, other = (experiments.network(change, 8, 3, fold).state_dict() for fold in (0, 1))
+    assert all(torch.equal(one[name], other[name]) for name in one)

@@ -200,5 +200,7 @@ def test_a_folder_of_real_studies_runs_through_the_notebooks_on_studies(real_dat
     environment = {"PYTHONPATH": str(runner.ROOT), "TQDM_DISABLE": "1"}
     for number in ("01", "05", "06"):  # the others take what 01 makes, or a study of their own
         executed = tmp_path / "out" / f"{number}.ipynb"
-        runner.execute(NUMBERED[number], executed, parameters, tmp_path, environment)
+        more = {"EXTERNAL": str(tmp_path / "mine" / "studies" / "CT-2")} if number == "06" else {}
+        runner.execute(NUMBERED[number], executed, parameters | more, tmp_path, environment)
     assert len(list((tmp_path / "runs").glob("*/results.json"))) == 3
+    assert len(results(tmp_path / "runs", "06")["external"]) == 8

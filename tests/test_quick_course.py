@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from notebook_tools import FILES, check_11, results
 
-from helpers.course import runner
+from helpers.course import runner, runs
 
 
 def test_quick_course_runs_and_summarises(quick_runs, capsys):
@@ -211,13 +211,11 @@ def test_quick_11_loses_workers_and_nothing_else(quick_runs):
     assert 0 <= found["finished_twice"] <= found["handed_out_again"]
 
 
-def test_the_phantoms_model_looks_at_real_studies(quick_runs, real_data, tmp_path):
+def test_the_phantoms_model_looks_at_real_studies(quick_runs, real_data):
     """It answers; what it answers means nothing, since the phantom is all it has seen."""
-    (file,) = [file for file in FILES if file.name.startswith("06")]
-    parameters = {"EXTERNAL": str(real_data / "volumes"), "RUNS_DIR": str(quick_runs)}
-    parameters["DATA_DIR"] = str(quick_runs.parent / "data")
-    runner.execute(file, tmp_path / "out.ipynb", parameters)
-    external = results(quick_runs, "06")["external"]
+    data = runs.prepare("phantom", "quick", quick_runs.parent / "data")
+    model, _ = runs.train(data, "frozen", runs_dir=quick_runs)
+    external = runs.predict_files(real_data / "volumes", model, data.profile.size)
     assert len(external) == 8
     assert all(0 <= line["probability"] <= 1 for line in external)
 
