@@ -152,9 +152,12 @@ def folds(labels, patients, n_folds: int = 5, seed: int = 0) -> np.ndarray:
             raise ValueError(
                 f"{n} patients with label {label} for {n_folds} folds: take fewer folds"
             )
-    dealt = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+    # Shuffled here: up to scikit-learn 1.7 its own shuffling mixes up whose classes are whose.
+    names, patient = np.unique(patients, return_inverse=True)
+    shuffled = np.argsort(np.random.RandomState(seed).permutation(len(names)))[patient]
+    dealt = StratifiedGroupKFold(n_folds)
     fold_of = np.empty(len(labels), int)
-    for fold, (_, held_out) in enumerate(dealt.split(labels, labels, patients)):
+    for fold, (_, held_out) in enumerate(dealt.split(labels, labels, shuffled)):
         fold_of[held_out] = fold
     return fold_of
 
