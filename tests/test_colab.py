@@ -157,14 +157,16 @@ def test_a_second_machine_gets_from_drive_what_the_first_made(bare_folder, colab
         parameters = {"MIRROR": str(mirror)}
         _, clone = run_in_colab(file, bare_folder, colab, address, parameters, FIRST_CELL + mount)
         made = [path for kind in ("nii.gz", "npy", "pt") for path in clone.rglob(f"*.{kind}")]
+        # the training that is compared with one by hand begins anew every time
+        made = [path for path in made if path.parent.name != "few"]
         times = {path.relative_to(clone): path.stat().st_mtime_ns for path in made}
         times |= {path.name: path.stat().st_mtime_ns for path in mirror.iterdir()}
         found.append(times)
         shutil.rmtree(clone)
     first, second = found
     assert sum(str(name).endswith(".nii.gz") for name in first) >= 16
-    assert sum(str(name).endswith("best.pt") for name in first) == 2
-    assert sum(str(name).endswith(".tar") for name in first) == 3
+    assert sum(str(name).endswith("best.pt") for name in first) == 3
+    assert sum(str(name).endswith(".tar") for name in first) == 4
     assert first == second, "something was made again"
     shutil.rmtree(drive)
 

@@ -160,14 +160,16 @@ def options_of(which, profile: Profile) -> dict:
     return found
 
 
-def train(data: CourseData, which="bilstm", seed=0, runs_dir="runs", dropout=0.3, **options):
+def train(
+    data: CourseData, which="bilstm", seed=0, runs_dir="runs", dropout=0.3, every=1, **options
+):
     """Train one of MODELS, or load it where it is trained; returns model and history.
 
     The run lies in `runs_dir`/<model>-<cohort>-<profile>-<task>-seed<seed>; an unfinished one is
-    resumed. "finetuned" begins with what "frozen" has learned. options: passed on to
-    `training.fit`. With a mirror in `data` a missing run is restored first, and kept after every
-    epoch; a mirror that fails meanwhile is only a warning. Under torchrun (`ranks`) the processes
-    share the work.
+    resumed. "finetuned" begins with what "frozen" has learned. every: train on every n-th scan of
+    the training part, in a run of its own. options: passed on to `training.fit`. With a mirror in
+    `data` a missing run is restored first, and kept after every epoch; a mirror that fails
+    meanwhile is only a warning. Under torchrun (`ranks`) the processes share the work.
     """
     from helpers.learn import training
 
@@ -175,7 +177,8 @@ def train(data: CourseData, which="bilstm", seed=0, runs_dir="runs", dropout=0.3
     if which == "finetuned":
         frozen, _ = train(data, "frozen", seed, runs_dir, dropout)
         model.load_state_dict(frozen.state_dict(), strict=False)
-    run_dir = Path(runs_dir).expanduser() / f"{which}-{data.run_name}"
+    name = f"{which}-{data.run_name}" + (f"-every{every}" if every > 1 else "")
+    run_dir = Path(runs_dir).expanduser() / name
     if data.mirror:
         restore(run_dir, data.mirror)
         mirror, on_epoch = Keeper(run_dir, data.mirror), options.get("on_epoch")
@@ -191,7 +194,7 @@ def train(data: CourseData, which="bilstm", seed=0, runs_dir="runs", dropout=0.3
         model,
         inputs(data, which),
         data.table.label.to_numpy(),
-        np.flatnonzero(part == "train"),
+        np.flatnonzero(part == "train")[::every],
         np.flatnonzero(part == "validation"),
         run_dir,
         **options_of(which, data.profile) | {"seed": seed} | options,
