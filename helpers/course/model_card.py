@@ -72,8 +72,8 @@ def write_card(results_file) -> Path:
         if found.get("outside")
         else "**open: no**",
         "Is there a baseline that sees no disease?": f"yes: {words['without_lungs']}",
-        "Was the explanation checked?": "yes, against lesion masks, another patient's lesions and "
-        "an untrained network"
+        "Was the explanation checked?": f"yes, on {found['explained_on']}: against lesion masks, "
+        "another patient's lesions and an untrained network"
         if found.get("ranks")
         else "**open: no**",
         "Were the failures looked at?": "in notebook 6; **open: by a radiologist**",
