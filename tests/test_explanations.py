@@ -1,7 +1,9 @@
 """Heat maps of networks whose answer is known, and what they are scored by."""
 
 import json
+from types import SimpleNamespace
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from helpers.course import model_card, runs
+from helpers.ct.nifti import read_mask, read_study
 from helpers.learn import features, networks, prediction
 from helpers.scores import baselines, metrics
 
@@ -242,3 +245,37 @@ def test_the_model_card_says_what_is_known_and_what_is_not(tmp_path):
     with pytest.raises(ValueError, match="no inside in it; run notebook 07"):
         model_card.write_card(path)
     assert not (tmp_path / "model_card.md").exists()
+
+
+def as_course_data(root, mask, affine, size):
+    """A study with this mask (D, H, W as stored), as `runs.lesion` needs it."""
+    nib.save(nib.Nifti1Image(mask, affine), root / "mask.nii.gz")
+    nib.save(nib.Nifti1Image((mask - 800).astype(np.int16), affine), root / "study.nii.gz")
+    study = read_study(root / "study.nii.gz")
+    names = ("spacing_z", "spacing_y", "spacing_x")
+    lines = [dict(zip(names, study.spacing, strict=True)) | {"mask": "mask.nii.gz"}] * 2
+    table = pd.DataFrame(lines).assign(file="study.nii.gz")
+    table.loc[1, "mask"] = ""
+    return SimpleNamespace(root=root, table=table, profile=SimpleNamespace(size=size))
+
+
+def test_a_lesion_keeps_its_volume_and_its_place(tmp_path):
+    mask = np.zeros((40, 30, 12), np.int16)  # stored (x, y, z): 40 columns, 30 rows, 12 slices
+    mask[20:28, 6:12, 4:8] = 1
+    data = as_course_data(tmp_path, mask, np.diag([2.0, 2, 8, 1]), (6, 20, 20))
+    found = runs.lesion(data, 0)
+    assert found.shape == (6, 20, 20) and found.min() >= 0 and found.max() <= 1 + 1e-6
+    # padded to 40 x 40, then each new voxel is the mean of 2 x 2 x 2 old ones
+    whole = read_mask(tmp_path / "mask.nii.gz")
+    square = np.pad(whole, ((0, 0), (5, 5), (0, 0))).astype(float)
+    expected = square.reshape(6, 2, 20, 2, 20, 2).mean(axis=(1, 3, 5))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert runs.lesion(data, 1) is None
+
+
+def test_the_lesions_of_real_masks(real_data, tmp_path):
+    for path in sorted((real_data / "mosmed" / "masks").glob("*.nii.gz"))[:2]:
+        image = nib.load(path)
+        mask = (np.asarray(image.dataobj) > 0).astype(np.int16)
+        data = as_course_data(tmp_path, mask, image.affine, (32, 96, 96))
+        assert runs.lesion(data, 0).mean() == pytest.approx(mask.mean(), rel=0.02)
