@@ -94,14 +94,14 @@ repo-url: .venv/installed
 
 # Before a commit: lint, the contract, the rooms and the quick unit tests, in a minute or so
 QUICK = rooms contract diagrams models lite0 features augmentation image_augmentation evaluation volumes \
-	fast cohort checks training moco
+	fast cohort checks training moco explanations
 
 check: .venv/installed-dev lint
 	$(RUN) -m pytest -q $(wildcard $(QUICK:%=tests/test_%.py))
 
 # The numeric tests as other processors compute them, on one thread and on two (half an hour)
 NUMERIC = models image_models lite0 features augmentation image_augmentation training moco \
-	distributed processors
+	distributed explanations processors
 processors: .venv/installed-dev
 	for kind in default:SSE41 avx2:AVX2 avx512:AVX512_CORE; do for threads in 1 2; do \
 		echo "$$kind, $$threads threads"; \
