@@ -142,9 +142,9 @@ def test_quick_07_falls_for_the_shortcut_and_is_repaired(quick_runs):
     assert shortcut["as they are"]["validation"][0] > 0.95
     assert shortcut["as they are"][away][0] < 0.7
     assert found["shortcut_without_lungs"][1] > 0.5
-    for repair in ("balance", "augment", "harmonise"):
-        assert shortcut[repair][away][0] > shortcut["as they are"][away][0]
     assert shortcut["harmonise"][away][0] > 0.85
+    for repair in ("balance", "augment"):  # which do not take away what was looked at
+        assert shortcut[repair][away][0] < shortcut["harmonise"][away][0]
     assert found["leak"]["slice"][0] > 0.75
     low, high = found["leak"]["patient"][1:]
     assert low < 0.5 < high, "a coin cannot be learned"
