@@ -12,7 +12,12 @@ from helpers.course import runner
 
 FILES = runner.notebook_files()
 BROWSERS = ("chromium", "google-chrome", "chromium-browser")
-IN_BROWSER = ("03", "05", "06")  # where widgets and figures that change are: opened in JupyterLab
+IN_BROWSER = (
+    "03",
+    "05",
+    "06",
+    "07",
+)  # where widgets and figures that change are: opened in JupyterLab
 CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 
 

@@ -483,6 +483,14 @@ def test_opened_first_in_jupyterlab(file, page, lab):
     root = copy_course(lab, file)
     try:
         saved = open_and_run_all(page, lab, file)
+        if any("viewers.explore(" in cell.source for cell in saved.cells):
+            output = output_of(page, "viewers.explore(")
+            output.locator(".noUi-handle").first.click()
+            before, shown = slice_in(output), bytes_in(output)
+            page.keyboard.press("ArrowRight")
+            wait_until(page, lambda: slice_in(output) == before + 1, output.inner_text)
+            wait_until(page, lambda: bytes_in(output) != shown, output.inner_text)
+            take_screenshot(page, output, f"{file.stem[:2]}-viewer", 1200)
         page.screenshot(path=SCREENSHOTS / f"{file.stem}.png")
     finally:
         page.close()  # first, for it would miss its kernel

@@ -222,7 +222,7 @@ def test_the_model_card_says_what_is_known_and_what_is_not(tmp_path):
     found = {"data": "phantom: 120 scans", "task": "ct0-ct23", "profile": "quick", "folds": 5}
     found |= {"seeds": 3, "inside": [0.99, 0.95, 1.0], "outside": [0.92, 0.86, 0.96]}
     found |= {"elsewhere": "there", "without_lungs": [0.48, 0.38, 0.58], "ranks": {"x": 1}}
-    found["explained_on"] = "a phantom"
+    found |= {"explained_on": "a phantom", "dataset": "phantom", "training": "12 epochs"}
     found |= {"shortcut": {"as they are": home}}
 
     def card(**changed):
@@ -232,10 +232,17 @@ def test_the_model_card_says_what_is_known_and_what_is_not(tmp_path):
     text = card()
     for words in ("0.99 [0.95, 1.00]", "0.92 [0.86, 0.96] (there)", "0.48 [0.38, 0.58]"):
         assert words in text
+    assert "| Trained how | 12 epochs |" in text
     assert "not for clinical use" in text and "A phantom is no patient" in text
     assert "0.40 [0.30, 0.60] elsewhere" in text and "look for a shortcut" not in text
     assert "Was the explanation checked? | yes, on a phantom: against" in text
-    text = card(data="mosmed: 200 scans", outside=None, ranks={}, without_lungs=[0.7, 0.6, 0.8])
+    text = card(
+        dataset="mosmed",
+        data="phantoms of mine",
+        outside=None,
+        ranks={},
+        without_lungs=[0.7, 0.6, 0.8],
+    )
     assert "| AUC in another hospital | not tested |" in text and "A phantom is no" not in text
     assert text.count("**open: no**") == 3 and "look for a shortcut" in text
     for line in text.split("## Checklist")[1].split("##")[0].strip().split("\n"):

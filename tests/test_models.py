@@ -85,7 +85,7 @@ OPTIONS = [
     {"change": "mean"},
     {"change": "max"},
     {"change": "attention"},
-    {"change": "one way"},
+    {"change": "unidirectional"},
     {"change": "shuffled"},
     {"change": "shuffled later"},
     {"checkpoint": True},
@@ -139,7 +139,7 @@ def test_the_order_of_the_slices_matters_to_the_lstm():
 
 
 def test_one_direction_knows_only_what_came_before():
-    model, read = make(encoder=MiddleEncoder(), change="one way").eval(), []
+    model, read = make(encoder=MiddleEncoder(), change="unidirectional").eval(), []
     model.lstm.register_forward_hook(lambda module, inputs, output: read.append(output[0]))
     volumes = random_volumes()
     model(volumes)

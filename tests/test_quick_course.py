@@ -130,9 +130,8 @@ def test_quick_07_scores_explanations_beside_twins_that_know_nothing(quick_runs)
     for kind in ("input gradient", "occlusion"):
         trained, untrained = (voxels[f"{kind}, {name}"] for name in ("trained", "untrained"))
         assert trained["own lesion"] > untrained["own lesion"]
-    for line in (*found["ranks"].values(), *voxels.values()):
-        own, others, *_ = line.values()
-        assert -1 <= others <= 1 and own - others < 0.5, "most of it is anatomy"
+    own, others = found["ranks"]["frozen, trained: attention"].values()
+    assert own - others < 0.3, "most of it is anatomy"
 
 
 def test_quick_07_falls_for_the_shortcut_and_is_repaired(quick_runs):

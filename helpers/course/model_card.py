@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from helpers.course.sources import PHANTOMS
 from helpers.scores.metrics import Interval
 from helpers.storage.files import write_whole
 
@@ -21,6 +22,7 @@ For teaching, not for clinical use.
 | What it does | one chest CT in, the probability of COVID-19 out; task {task} |
 | Network | EfficientNet-Lite0, as ImageNet left it; Bi-LSTM over the slices, attention, one logit |
 | Trained on | {data} |
+| Trained how | {training} |
 | Split | by patient; {folds} folds, {seeds} seeds, nothing chosen on what is predicted |
 | AUC inside, 95 % interval | {inside} |
 | AUC in another hospital | {outside} |
@@ -56,7 +58,7 @@ def write_card(results_file) -> Path:
     words["outside"] = "not tested"
     if found.get("outside"):
         words["outside"] = f"{_words(found['outside'])} ({found['elsewhere']})"
-    is_phantom = "phantom" in found["data"].lower()
+    is_phantom = found["dataset"] in PHANTOMS
     answers = {
         "Where do the scans come from, and how were they chosen?": "a simulator; see the caption"
         if is_phantom
@@ -93,7 +95,7 @@ def write_card(results_file) -> Path:
     if found["without_lungs"][1] > 0.5:
         limits.append("**The class can be told without the lungs: look for a shortcut.**")
     text = CARD.format(
-        **{name: found[name] for name in ("task", "data", "folds", "seeds")} | words,
+        **{name: found[name] for name in ("task", "data", "training", "folds", "seeds")} | words,
         answers="\n".join(f"| {question} | {answer} |" for question, answer in answers.items()),
         limits="\n".join(f"- {limit}" for limit in limits),
     )

@@ -163,20 +163,27 @@ class BiLSTMClassifier(nn.Module):
 class Control(BiLSTMClassifier):
     """The Bi-LSTM classifier with one part changed, which tells what that part is worth.
 
-    change: "mean", "max" or "attention" leave the LSTM out and pool the reduced features so; "one
-    way" reads from the feet up only; "shuffled" reads every scan in a random order, from torch's
-    random numbers, "shuffled later" only after the training. Attention (B, D) is even for the mean
-    and for the maximum the share of features that each slice gives.
+    change: "mean", "max" or "attention" leave the LSTM out and pool the reduced features so;
+    "unidirectional" reads from the feet up only; "shuffled" reads every scan in a random order,
+    from torch's random numbers, "shuffled later" only after the training. Attention (B, D) is even
+    for the mean, and for the maximum the share of features that each slice gives.
     """
 
     def __init__(
         self, change: str, encoder: str | int | nn.Module = "small", features: int = 128, **options
     ) -> None:
         super().__init__(encoder, features, **options)
-        if change not in ("mean", "max", "attention", "one way", "shuffled", "shuffled later"):
+        if change not in (
+            "mean",
+            "max",
+            "attention",
+            "unidirectional",
+            "shuffled",
+            "shuffled later",
+        ):
             raise ValueError(f"change={change!r} is unknown")
         self.change = change
-        if change == "one way":
+        if change == "unidirectional":
             self.lstm = nn.LSTM(features, features, batch_first=True)
         elif "shuffled" not in change:
             self.lstm = None

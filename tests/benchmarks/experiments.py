@@ -32,7 +32,7 @@ from tests.benchmarks.training import processor
 WHOLE = "Bi-LSTM"
 CHANGES = {
     "Bi-LSTM": "",
-    "one direction": "one way",
+    "one direction": "unidirectional",
     "attention, no LSTM": "attention",
     "max pool": "max",
     "mean pool": "mean",
