@@ -142,11 +142,14 @@ def refresh(files, parameters=None) -> None:
 
 
 def squeezed(png: str) -> str:
-    """The same picture (base64 PNG) with 64 colours, which takes about a third of the space."""
-    picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB").quantize(64)
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
-    return min(png, base64.b64encode(buffer.getvalue()).decode(), key=len)
+    """The same picture (base64 PNG) with 256 colours, or with 64 where that is still over 100 kB."""
+    picture, found = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"), [png]
+    for n_colours in (256, 64):
+        picture.quantize(n_colours).save(buffer := io.BytesIO(), "PNG", optimize=True)
+        found.append(base64.b64encode(buffer.getvalue()).decode())
+        if len(found[-1]) < 100_000:
+            break
+    return min(found, key=len)
 
 
 def parameter_names(file) -> set[str]:
