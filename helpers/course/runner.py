@@ -142,7 +142,7 @@ def refresh(files, parameters=None) -> None:
 
 
 def squeezed(png: str) -> str:
-    """The same picture (base64 PNG) with 256 colours, or with 64 where that is still over 100 kB."""
+    """The same picture (base64 PNG) with 256 colours, or 64 where that still takes 100 kB."""
     picture, found = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"), [png]
     for n_colours in (256, 64):
         picture.quantize(n_colours).save(buffer := io.BytesIO(), "PNG", optimize=True)
