@@ -153,7 +153,7 @@ def kernel():
 def interrupt_when(kernel, code, has_begun):
     """Run a cell, press Ctrl-C when it is under way; then the kernel must answer as before."""
     manager, client = kernel
-    sent = client.execute(code)
+    sent = client.execute(code, stop_on_error=False)  # else the kernel may drop the cell after it
     deadline = time.monotonic() + PATIENCE
     while not has_begun():
         assert time.monotonic() < deadline, "it does not begin"
