@@ -40,7 +40,7 @@ FAULTS = {
             ("for k in used[1:]", "for k in used[2:]"),
         ],
     ),
-    "ct/nifti.py": (
+    "ct/studies.py": (
         "volumes odd_studies",
         [
             ('AXES = ("S", "P", "L")', 'AXES = ("S", "P", "R")'),

@@ -15,8 +15,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from helpers.ct.nifti import read_study
 from helpers.ct.preprocessing import preprocess
+from helpers.ct.studies import read_study
 from helpers.scores import metrics
 from tests.benchmarks import accuracy, course, growth, preprocessing, training
 

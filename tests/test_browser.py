@@ -29,7 +29,7 @@ from playwright.sync_api import expect, sync_playwright
 
 from helpers.course import runner
 from helpers.ct.cohort import find_studies
-from helpers.ct.nifti import read_mask, read_study
+from helpers.ct.studies import read_mask, read_study
 from helpers.figures import rendering, viewers
 
 SCREENSHOTS = runner.ROOT / "runs" / "screenshots"

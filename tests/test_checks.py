@@ -18,7 +18,7 @@ from torchvision.models.densenet import _DenseBlock
 
 from helpers.course import answers, checks
 from helpers.covidct import covid_ct
-from helpers.ct import nifti, preprocessing
+from helpers.ct import preprocessing, studies
 from helpers.figures import rendering
 from helpers.learn import augmentation, moco, networks
 from helpers.scores import metrics
@@ -305,8 +305,8 @@ def distance_of_nibabel(affine, a, b):
 def refused_by_read_study(values):
     """Whether it would be refused as a study of 8 slices."""
     try:
-        nifti._check_scale(np.tile(values, (8, 2, 1)), "a study")
-    except nifti.UnreadableStudy:
+        studies._check_scale(np.tile(values, (8, 2, 1)), "a study")
+    except studies.UnreadableStudy:
         return True
     return False
 

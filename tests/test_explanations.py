@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from helpers.course import model_card, runs
-from helpers.ct.nifti import read_mask, read_study
+from helpers.ct.studies import read_mask, read_study
 from helpers.learn import features, networks, prediction
 from helpers.scores import baselines, metrics
 

@@ -9,10 +9,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from helpers.ct import nifti_checks
+from helpers.ct import nifti
 from helpers.ct.cohort import find_studies
-from helpers.ct.nifti import read_study
-from helpers.ct.nifti_checks import UnreadableStudy
+from helpers.ct.nifti import UnreadableStudy
 from helpers.ct.preprocessing import (
     add_blocks,
     mix,
@@ -23,6 +22,7 @@ from helpers.ct.preprocessing import (
     shrink_slices,
     window,
 )
+from helpers.ct.studies import read_study
 from helpers.phantom import simulate
 
 LAS = np.diag([-0.7, 0.7, 8.0, 1.0])
@@ -153,8 +153,8 @@ def test_without_the_fast_library_everything_is_read_alike(tmp_path):
     path = study_of(tmp_path, (64, 64, 20))
     code = (
         "import sys; sys.modules['isal'] = None\n"
-        "from helpers.ct import nifti_checks, preprocessing\n"
-        "import gzip; assert nifti_checks.gzip is gzip\n"
+        "from helpers.ct import nifti, preprocessing\n"
+        "import gzip; assert nifti.gzip is gzip\n"
         f"volume = preprocessing.preprocess_fast({str(path)!r}, (32, 32, 32))\n"
         "sys.stdout.buffer.write(volume.tobytes())"
     )
@@ -168,21 +168,21 @@ def test_without_the_fast_library_everything_is_read_alike(tmp_path):
 @pytest.mark.parametrize("library", ["isal", "gzip"])
 def test_unpacking_reads_to_the_end(tmp_path, monkeypatch, library):
     if library == "isal":
-        monkeypatch.setattr(nifti_checks, "gzip", pytest.importorskip("isal.igzip"))
+        monkeypatch.setattr(nifti, "gzip", pytest.importorskip("isal.igzip"))
     else:
-        monkeypatch.setattr(nifti_checks, "gzip", gzip)
+        monkeypatch.setattr(nifti, "gzip", gzip)
     path, content = tmp_path / "x.nii.gz", os.urandom(5000)
     packed = gzip.compress(content)
     path.write_bytes(packed)
-    assert nifti_checks.unpack(path, 5000) == content
+    assert nifti.unpack(path, 5000) == content
     path.write_bytes(gzip.compress(content[:2000]) + gzip.compress(content[2000:]))
-    assert nifti_checks.unpack(path, 5000) == content
+    assert nifti.unpack(path, 5000) == content
     for damaged in (packed + packed, gzip.compress(content[:-1])):
         path.write_bytes(damaged)
         with pytest.raises(UnreadableStudy, match="longer|shorter"):
-            nifti_checks.unpack(path, 5000)
+            nifti.unpack(path, 5000)
     wrong_crc = packed[:-8] + bytes([packed[-8] ^ 1]) + packed[-7:]
     for damaged in (packed[:-8], packed[:-4], packed[:2000], wrong_crc):
         path.write_bytes(damaged)
         with pytest.raises((OSError, EOFError)):
-            nifti_checks.unpack(path, 5000)
+            nifti.unpack(path, 5000)

@@ -27,8 +27,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from helpers.covidct import covid_ct
-from helpers.ct.nifti import read_study
-from helpers.ct.nifti_checks import UnreadableStudy
+from helpers.ct.nifti import UnreadableStudy
+from helpers.ct.studies import read_study
 from helpers.learn import checkpoints
 from helpers.phantom import covidct_twin
 from helpers.storage import mirror

@@ -23,9 +23,9 @@ from fault_marks import BAD, COHORT, ODD
 
 from helpers.ct import cohort
 from helpers.ct.cache import preprocess_cohort
-from helpers.ct.nifti import read_mask, read_study
-from helpers.ct.nifti_checks import UnreadableStudy
+from helpers.ct.nifti import UnreadableStudy
 from helpers.ct.preprocessing import preprocess_fast
+from helpers.ct.studies import read_mask, read_study
 
 SPACING = (2.0, 0.7, 0.9)
 DIRECTIONS = {"L": (0, -1), "R": (0, 1), "P": (1, -1), "A": (1, 1), "I": (2, -1), "S": (2, 1)}

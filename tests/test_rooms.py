@@ -40,7 +40,7 @@ def test_a_breach_is_seen_wherever_it_stands():
     lazy = "def f():\n    from helpers.course import runs\n"
     assert rooms.breaches("learn", lazy) == {"course.runs"}
     assert rooms.breaches("learn", "import helpers.scores.metrics") == {"scores.metrics"}
-    assert rooms.breaches("covidct", "from helpers.ct.nifti import Study") == {"ct.nifti"}
+    assert rooms.breaches("covidct", "from helpers.ct.studies import Study") == {"ct.studies"}
     assert not rooms.breaches("covidct", "from helpers.ct.cohort import PARTS\nimport numpy")
     assert not rooms.breaches("learn", "from helpers.learn import ranks\nfrom torch import nn")
 

@@ -14,11 +14,11 @@ from IPython.core.formatters import DisplayFormatter
 from PIL import Image
 from scipy import ndimage
 
-from helpers.ct import nifti
+from helpers.ct import studies
 from helpers.ct.cohort import find_studies
-from helpers.ct.nifti import read_study
-from helpers.ct.nifti_checks import UnreadableStudy
+from helpers.ct.nifti import UnreadableStudy
 from helpers.ct.preprocessing import pad_to_square, resample
+from helpers.ct.studies import read_study
 from helpers.figures import rendering, viewers
 from helpers.figures.rendering import CROSS_COLOUR, MASK_COLOUR, PLANES, PRESETS, annotate, render
 from helpers.figures.viewers import Viewer, compare, explore, load_scan, montage
@@ -1023,7 +1023,7 @@ def test_a_mask_of_another_place_is_not_laid_over(cohort, tmp_path):
         with pytest.raises(UnreadableStudy, match="mm away from its study"):
             explore(study, mask=tmp_path / "mask.nii.gz")
     np.testing.assert_array_equal(
-        load_scan(cohort.study, cohort.mask).mask, nifti.read_mask(cohort.mask)
+        load_scan(cohort.study, cohort.mask).mask, studies.read_mask(cohort.mask)
     )
 
 
@@ -1036,7 +1036,7 @@ def test_a_notebook_shows_a_montage_as_one_jpeg_with_its_text(made):
 def test_montage_says_what_is_synthetic(cohort):
     study = read_study(cohort.study)
     sheet = np.asarray(montage(study, 4, 4, mask=cohort.mask))
-    mask = nifti.read_mask(cohort.mask)
+    mask = studies.read_mask(cohort.mask)
     bare = np.asarray(montage(study.hu, 4, 4, mask=mask, spacing=study.spacing))
     np.testing.assert_array_equal(sheet[:-24], bare[:-24])
     foot = np.full_like(sheet, rendering.BACKGROUND)

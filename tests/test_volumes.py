@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from helpers.ct.nifti import read_mask, read_study
-from helpers.ct.nifti_checks import UnreadableStudy
+from helpers.ct.nifti import UnreadableStudy
 from helpers.ct.preprocessing import pad_to_square, preprocess, resample, resampling_matrix, window
+from helpers.ct.studies import read_mask, read_study
 from helpers.phantom import simulate
 
 

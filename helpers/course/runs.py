@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 
 from helpers.course.sources import DATASETS, Keeper, Profile, bring_studies, find_profile, restore
-from helpers.ct import cohort, nifti, preprocessing
+from helpers.ct import cohort, preprocessing, studies
 from helpers.ct.cache import preprocess_cohort
-from helpers.ct.nifti_checks import UnreadableStudy
+from helpers.ct.nifti import UnreadableStudy
 from helpers.storage.files import write_whole
 
 MODELS = {
@@ -114,12 +114,12 @@ def inputs(data: CourseData, which="frozen", executor=None, view=0) -> np.ndarra
 def lesion(data: CourseData, row) -> np.ndarray | None:
     """The share of lesion in every voxel that a network sees, (D, H, W), by the study's mask.
 
-    row: of `data.table`. None where the study has no mask. UnreadableStudy, as `nifti.read_mask`.
+    row: of `data.table`. None where the study has no mask. UnreadableStudy, as `studies.read_mask`.
     """
     line = data.table.iloc[row]
     if not line["mask"]:
         return None
-    mask = nifti.read_mask(data.root / line["mask"], data.root / line.file)
+    mask = studies.read_mask(data.root / line["mask"], data.root / line.file)
     spacing = line[["spacing_z", "spacing_y", "spacing_x"]].to_numpy(float)
     mask = preprocessing.pad_to_square(mask.astype(np.float32), spacing, fill=0)
     return preprocessing.resample(mask, data.profile.size)

@@ -20,9 +20,9 @@ import pooch
 from threadpoolctl import threadpool_limits
 
 from helpers.ct.cohort import CohortError
-from helpers.ct.nifti import read_study
-from helpers.ct.nifti_checks import UnreadableStudy
+from helpers.ct.nifti import UnreadableStudy
 from helpers.ct.preprocessing import SIZE, WINDOW, preprocess_fast
+from helpers.ct.studies import read_study
 from helpers.storage.files import WriteError, lock, write_whole
 from helpers.storage.processes import KILLED, start_workers
 from helpers.storage.progress import progress

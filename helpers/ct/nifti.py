@@ -1,180 +1,275 @@
-"""A NIfTI file as a study: HU, in one orientation.
+"""A NIfTI file as a stored volume: its header checked before any voxel is read.
 
-Arrays are (D, H, W) everywhere: slice 0 is the most inferior (feet), row 0 anterior, column 0
-the patient's right. In nibabel's axis codes that is (S, P, L): the letters name the direction
-in which each index grows.
+Format: NIfTI-1, https://nifti.nimh.nih.gov/nifti-1; gzip, RFC 1952.
 """
 
 from __future__ import annotations
 
-import os
+import logging
+import math
 import warnings
-from functools import cached_property
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
-from helpers.ct.nifti_checks import (
-    DAMAGE,
-    UnreadableStudy,
-    bytes_claimed,
-    is_packed,
-    one_line,
-    open_header,
-    unpack,
-    volume_shape,
-)
-
-AIR = -1000
-AXES = ("S", "P", "L")
-MIN_SLICES = 8
-# Between which HU a chest CT has air and soft tissue, each at least a twentieth of it. In the eight
-# real studies that the tests read it is a third or more.
-TISSUES = {"air": (-1200, -500), "soft tissue": (-150, 300)}
-LEAST = 0.05
-MOST_BELOW = 0.2  # more than padding and its blurred edge
+try:
+    from isal import igzip as gzip
+except ImportError:  # the standard library does the same in twice the time
+    import gzip
+ENDINGS = (".nii", ".nii.gz", ".hdr", ".img")
+GZIP_MAGIC = b"\x1f\x8b"
+GZIP_RATIO = 1100  # gzip packs no more than 1032 bytes into one
+MAX_BYTES = 4 << 30
+SPACINGS = (0.05, 50)  # mm
+GIVE = "give a .nii.gz or .nii file, or .hdr with .img"
+REDO = "convert the original CT again"
+AGAIN = "download it again or convert the original CT"
+DAMAGE = (OSError, EOFError, ValueError, OverflowError, zlib.error)
+DAMAGE += (nib.spatialimages.HeaderDataError,)
+# What nibabel would log about a header, the checks here say once, with the file's name
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL + 1)
 
 
-class Study:
-    """One CT study: its header at once, its voxels when `hu` is first read.
+class UnreadableStudy(ValueError):
+    """A file that is no usable chest CT; the message names the file, the reason and the remedy."""
 
-    path: the file. shape: (D, H, W) in voxels. spacing: (z, y, x) in mm.
-    affine: (4, 4), from a voxel (d, h, w) to mm, (R, A, S).
-    source_axes: nibabel axis codes of the file as stored, for example ("L", "A", "S").
-    description: the header's own words on the study, at most 80 characters.
+    def __init__(self, path, reason, remedy):
+        self.path, self.reason, self.remedy = str(path), reason, remedy
+        super().__init__(" ".join(f"{path}: {reason}; {remedy}".splitlines()))
+
+    def __reduce__(self):
+        return type(self), (self.path, self.reason, self.remedy)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A volume as its file holds it, whatever the format.
+
+    shape: of the array as stored, any order of axes. affine: (4, 4), from an index of it to mm,
+    (R, A, S). read: returns the array, scaled. name: what to call it where others may look.
+    description: the header's own words on it, at most 80 characters.
     """
 
-    def __init__(self, path: str | os.PathLike):
-        self.path = Path(path).expanduser()
-        self._header, self._file = header, _ = open_header(self.path)
-        self.description = bytes(header["descrip"].item()).decode("latin-1").strip()
-        if header["sform_code"] == 0 and header["qform_code"] == 0:
-            warnings.warn(
-                f"{path}: no affine in the header, taken to be stored as LAS", stacklevel=3
-            )
-        stored = nib.io_orientation(header.get_best_affine())
-        self.source_axes = nib.orientations.ornt2axcodes(stored)
-        self._transform = nib.orientations.ornt_transform(
-            stored, nib.orientations.axcodes2ornt(AXES)
-        )
-        as_read = nib.orientations.inv_ornt_aff(self._transform, volume_shape(header))
-        self.affine = header.get_best_affine() @ as_read
-        order = np.argsort(self._transform[:, 0])
-        self.shape = tuple(volume_shape(header)[axis] for axis in order)
-        self.spacing = tuple(nib.affines.voxel_sizes(self.affine).tolist())
-        if self.shape[0] < MIN_SLICES:
-            remedy = f"give a study of at least {MIN_SLICES} slices"
-            raise UnreadableStudy(path, f"has {self.shape[0]} slices", remedy)
-
-    @cached_property
-    def hu(self) -> np.ndarray:
-        """The voxels in HU: int16, (D, H, W). UnreadableStudy if damaged or not in HU."""
-        return np.ascontiguousarray(self.read_hu(), dtype=np.int16)
-
-    def read_hu(self) -> np.ndarray:
-        """As `hu`, but read anew, not kept, and in the file's own order in memory."""
-        return _to_hu(self._read_voxels(), self.path)
-
-    def _read_voxels(self):
-        """The voxels as stored, scaled, (D, H, W); UnreadableStudy if damaged."""
-        header, start = self._header, self._header.get_data_offset()
-        try:
-            if is_packed(self.path):
-                content = unpack(self.path, bytes_claimed(header))
-            else:
-                content = np.fromfile(self._file, np.uint8, bytes_claimed(header))
-            # the bytes as they are: nothing is copied
-            shape = volume_shape(header)
-            voxels = np.ndarray(shape, header.get_data_dtype(), content, start, order="F")
-            voxels = nib.volumeutils.apply_read_scaling(voxels, *header.get_slope_inter())
-        except UnreadableStudy:
-            raise
-        except (*DAMAGE, TypeError) as error:  # TypeError: the file has become shorter
-            reason = f"is damaged ({one_line(error)})"
-            raise UnreadableStudy(self.path, reason, "download or copy it again") from None
-        return nib.orientations.apply_orientation(voxels, self._transform)
-
-    def __repr__(self):
-        spacing = " x ".join(f"{step:.2f}" for step in self.spacing)
-        return f"Study({self.path.name}, shape={self.shape}, spacing={spacing} mm)"
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+    read: Callable[[], np.ndarray]
+    name: str
+    description: str = ""
 
 
-def read_study(path: str | os.PathLike) -> Study:
-    """Open a chest CT in NIfTI format (.nii, .nii.gz, .hdr/.img), in any orientation.
+def open_volume(path: Path) -> Stored:
+    """A NIfTI file by its header (see `open_header`); UnreadableStudy."""
+    header, file = open_header(path)
+    if header["sform_code"] == 0 and header["qform_code"] == 0:
+        warnings.warn(f"{path}: no affine in the header, taken to be stored as LAS", stacklevel=5)
+    description = bytes(header["descrip"].item()).decode("latin-1").strip()
+    name = path.name.removesuffix(".gz").removesuffix(".nii")
+    read = partial(_read_voxels, path, header, file)
+    return Stored(volume_shape(header), header.get_best_affine(), read, name, description)
 
-    Only the header is read now; `.hu` reads the voxels. UnreadableStudy names the file, what is
-    wrong and what to do. Format: NIfTI-1, https://nifti.nimh.nih.gov/nifti-1.
+
+def _read_voxels(path, header, file):
+    """The voxels as stored, scaled; UnreadableStudy if damaged."""
+    try:
+        if is_packed(path):
+            content = unpack(path, bytes_claimed(header))
+        else:
+            content = np.fromfile(file, np.uint8, bytes_claimed(header))
+        shape, start = volume_shape(header), header.get_data_offset()
+        # the bytes as they are: nothing is copied
+        voxels = np.ndarray(shape, header.get_data_dtype(), content, start, order="F")
+        return nib.volumeutils.apply_read_scaling(voxels, *header.get_slope_inter())
+    except UnreadableStudy:
+        raise
+    except (*DAMAGE, TypeError) as error:  # TypeError: the file has become shorter
+        reason = f"is damaged ({one_line(error)})"
+        raise UnreadableStudy(path, reason, "download or copy it again") from None
+
+
+def open_header(path: Path) -> tuple[nib.Nifti1Header, Path]:
+    """The header of a NIfTI file and the file that its voxels are in, the same or its .img.
+
+    Only the header's own bytes are read, comments behind it are passed over. nibabel mends a header
+    where it can; here what decides how the voxels are read has to be right as it stands: shape,
+    spacing, affine, and a file long enough for what the header claims. Else UnreadableStudy.
     """
-    return Study(path)
+    try:
+        header_file, voxel_file = find_files(path)
+        with open(header_file, "rb") as file:
+            check_start(path, file.read(64))
+    except OSError as error:
+        reason = f"cannot be opened ({error.strerror})"
+        raise UnreadableStudy(path, reason, "check its permissions") from None
+    try:
+        with nib.openers.ImageOpener(header_file) as file:
+            start = file.read(nib.Nifti2Header.sizeof_hdr)
+        kind = header_kind(path, start)
+        start = start[: kind.sizeof_hdr]
+        check_header(path, kind(start, check=False), voxel_file.stat().st_size)
+        with np.errstate(all="ignore"):  # what is no number is refused below
+            header = kind(start)
+            header.get_slope_inter()  # fails where a slope has no intercept
+            check_geometry(path, header)
+    except UnreadableStudy:
+        raise
+    except DAMAGE as error:
+        raise UnreadableStudy(path, f"has a damaged header ({one_line(error)})", AGAIN) from None
+    return header, voxel_file
 
 
-def read_mask(path: str | os.PathLike, study: Study | str | os.PathLike = None) -> np.ndarray:
-    """Read a lesion mask as a boolean array (D, H, W), in the order of `read_study`.
+def find_files(path):
+    """The files of header and voxels; UnreadableStudy unless they are regular files of NIfTI."""
+    if path.is_dir() or not path.exists():
+        raise UnreadableStudy(path, "is a folder" if path.is_dir() else "does not exist", GIVE)
+    if not path.is_file():
+        raise UnreadableStudy(path, "is no regular file", GIVE)
+    if not path.name.lower().endswith(ENDINGS):
+        raise UnreadableStudy(path, "is not named as a NIfTI file", GIVE)
+    if path.suffix.lower() not in (".hdr", ".img"):
+        return path, path
+    parts = nib.Nifti1Pair.filespec_to_file_map(path)
+    files = [Path(parts[part].filename) for part in ("header", "image")]
+    for file in files:
+        if not file.is_file():
+            raise UnreadableStudy(path, f"has no file {file.name} beside it", "copy both files")
+    return files
 
-    What is above 0 is lesion. study: the study that it is to be laid over. UnreadableStudy if the
-    file is no 3-D volume or damaged, or if its voxels do not lie where the study's lie.
+
+def check_start(path, start):
+    """UnreadableStudy unless the file's first bytes are what its name promises."""
+    text, what = start.lstrip().lower(), None
+    if not start:
+        what = "is empty"
+    elif text.startswith((b"<!doctype", b"<html")):
+        what = "is a web page saved under a study's name"
+    elif text.startswith(b"version https://"):
+        what = "is a git-LFS pointer, not the file itself"
+    elif is_packed(path) and not start.startswith(GZIP_MAGIC):
+        what = "is no gzip file"
+    if what:
+        raise UnreadableStudy(path, what, "download it again")
+
+
+def header_kind(path, start):
+    """nibabel's class for the header that begins with these bytes."""
+    kinds = [nib.Nifti1Image, nib.Nifti2Image]
+    if path.suffix.lower() in (".hdr", ".img"):
+        kinds = [nib.Nifti1Pair, nib.Nifti2Pair]
+    for kind in kinds:
+        if kind.header_class.may_contain_header(start):
+            return kind.header_class
+    raise UnreadableStudy(path, "is no NIfTI file", AGAIN)
+
+
+def check_header(path, header, n_bytes):
+    """UnreadableStudy if it is no header of one 3-D volume in a file of `n_bytes`."""
+    shape, code = volume_shape(header), int(header["datatype"])
+    if len(shape) != 3 or min(shape) < 1:
+        raise UnreadableStudy(path, f"has the shape {shape}", "give one 3-D volume per file")
+    if code not in nib.nifti1.data_type_codes.value_set("code"):
+        raise UnreadableStudy(path, f"has a damaged header (no data type {code})", AGAIN)
+    for name in ("qform_code", "sform_code"):
+        if int(header[name]) not in nib.nifti1.xform_codes.value_set("code"):
+            # nibabel would take it for 0 and the file for one without an affine
+            raise UnreadableStudy(path, f"has a damaged header ({name} {header[name]})", AGAIN)
+    if header.get_data_dtype().fields or header.get_data_dtype().kind == "c":
+        reason = "holds colours or complex numbers"
+        raise UnreadableStudy(path, reason, REDO)
+    begin = header.get_data_offset()
+    claimed = bytes_claimed(header)
+    if claimed > MAX_BYTES:
+        raise UnreadableStudy(path, f"claims {claimed / 1e9:,.0f} GB of voxels", "check the header")
+    if begin < (header.single_vox_offset if header.is_single else 0):
+        reason = f"has a damaged header (voxels from byte {begin} on)"
+        raise UnreadableStudy(path, reason, AGAIN)
+    if is_packed(path):
+        n_bytes = min(n_bytes * GZIP_RATIO, claimed)
+    check_length(path, n_bytes, claimed)
+    check_spacing(path, header["pixdim"][1:4])
+
+
+def unpack(path, claimed):
+    """The unpacked bytes of a .gz file, read to its end, so that gzip's checksum is tested.
+
+    claimed: how many there are by the study's header. UnreadableStudy if there are fewer, or many
+    more; what is damaged fails as gzip does.
     """
-    mask = Study(path)
-    if study is not None:
-        study = study if isinstance(study, Study) else Study(study)
-        away = (np.abs(mask.affine - study.affine)[:3] @ (*study.shape, 1)).max()  # at most, in mm
-        if mask.shape != study.shape or away > min(study.spacing) / 2:
-            reason = f"has the shape {mask.shape}, and its study {study.path.name} {study.shape}"
-            if mask.shape == study.shape:
-                reason = f"lies up to {away:.0f} mm away from its study {study.path.name}"
-            raise UnreadableStudy(path, reason, "save the mask with the affine of its study")
-    return mask._read_voxels() > 0
+    with gzip.open(path) as file:
+        content = file.read(claimed)
+        n_bytes = len(content) + sum(map(len, iter(lambda: file.read(1 << 20), b"")))
+    check_length(path, n_bytes, claimed)
+    return content
 
 
-def _to_hu(voxels, path):
-    """The voxels as int16 HU; UnreadableStudy if they are not in HU.
-
-    What is not a number or infinite becomes air, with a warning.
-    """
-    if voxels.dtype.kind == "f":
-        odd = ~np.isfinite(voxels)
-        if odd.any():
-            warnings.warn(f"{path}: {odd.sum():,} voxels without a value set to air", stacklevel=5)
-            voxels = np.where(odd, AIR, voxels)
-    _check_scale(voxels, path)
-    if voxels.dtype.kind == "f":
-        voxels = np.rint(voxels)
-    if voxels.dtype != np.int16:
-        voxels = np.clip(voxels, -32768, 32767).astype(np.int16)
-    return voxels
+def volume_shape(header):
+    """The header's shape; without the fourth axis if it holds a single volume."""
+    shape = tuple(int(n) for n in header.get_data_shape())
+    return shape[:3] if len(shape) == 4 and shape[3] == 1 else shape
 
 
-def _check_scale(voxels, path):
-    """UnreadableStudy unless there is air and soft tissue where a chest CT in HU has them."""
-    low, high = voxels.min(), voxels.max()
-    if low == high:
-        reason = f"has the value {low:g} in every voxel"
-        raise UnreadableStudy(path, reason, "convert the original CT again")
-    step = 1 + min(voxels.shape[1:]) // 128
-    seen = voxels[:, ::step, ::step].copy()
-    n_seen = max(1, np.count_nonzero(seen > low))  # the lowest value may be padding
-
-    def share(start, end):
-        return np.count_nonzero((seen > max(low, start)) & (seen <= end)) / n_seen
-
-    wrong = [f"no {tissue}" for tissue, span in TISSUES.items() if share(*span) < LEAST]
-    if share(low, TISSUES["air"][0]) > MOST_BELOW:
-        wrong.append("much that is below air")
-    if wrong:
-        what = _scale(low, high, wrong[0])
-        raise UnreadableStudy(
-            path,
-            f"has {wrong[0]} (values {low:g} to {high:g}): these are {what}, not Hounsfield units",
-            "convert it from the original CT with its rescale slope and intercept",
-        )
+def bytes_claimed(header):
+    """How long the unpacked file of the voxels is by the header."""
+    n_voxels = math.prod(volume_shape(header))
+    return header.get_data_offset() + n_voxels * header.get_data_dtype().itemsize
 
 
-def _scale(low, high, wrong):
-    """In words, what values from `low` to `high` may be that are not HU."""
-    low, high = float(low), float(high)
-    if low >= -128 and high <= 255:
-        return "8-bit grey values" if high - low > 2 else "scaled grey values"
-    if wrong != "no air":
-        return "values of another scale, perhaps with the intercept applied twice"
-    return "stored values without their offset" if high < 1 << 16 else "values of another scale"
+def check_spacing(path, steps):
+    """UnreadableStudy if a step between voxels, in mm, is none that a CT has."""
+    if not all(SPACINGS[0] <= step <= SPACINGS[1] for step in steps):
+        raise UnreadableStudy(path, f"has a voxel spacing of {in_mm(steps)}", "check the header")
+
+
+def check_geometry(path, header):
+    """UnreadableStudy if what the header says of the voxels' places is contradictory or no CT's."""
+    affine = header.get_best_affine()
+    if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
+        raise UnreadableStudy(path, "has no usable affine", REDO)
+    steps, told = nib.affines.voxel_sizes(affine), header["pixdim"][1:4]
+    check_spacing(path, steps)
+    qform, _ = header.get_qform(coded=True)
+    # the file's axes from right to left and from front to back: columns and rows of a slice
+    order = np.argsort(nib.io_orientation(affine)[:, 0])[:2]
+    columns, rows = (volume_shape(header)[axis] for axis in order)
+    width, height = steps[order]
+    is_forgotten = np.array_equal(np.abs(affine), np.eye(4))
+    reason = None
+    if not np.allclose(steps, told, rtol=0.05):
+        reason = f"has voxels of {in_mm(steps)} by its affine, of {in_mm(told)} by its pixdim"
+    elif qform is not None and nib.aff2axcodes(qform) != nib.aff2axcodes(affine):
+        axes = ("".join(nib.aff2axcodes(one)) for one in (affine, qform))
+        reason = "has the axes {} by its sform, {} by its qform".format(*axes)
+    elif max(width, height) > 2 * min(width, height):
+        reason = f"has pixels of {in_mm((width, height))}, as if its axes were mixed up"
+    elif is_forgotten and max(columns, rows) > 1.25 * min(columns, rows):
+        reason = f"has no affine but the identity, and slices of {columns} x {rows} pixels"
+    if reason:
+        raise UnreadableStudy(path, reason, REDO)
+
+
+def check_length(path, n_bytes, claimed):
+    """UnreadableStudy if the unpacked file is shorter than its header claims, or much longer."""
+    if claimed <= n_bytes <= claimed * 1.05:
+        return
+    wrong = "shorter" if n_bytes < claimed else "longer"
+    reason = f"is damaged ({wrong} than the {claimed:,} bytes that its header claims)"
+    raise UnreadableStudy(path, reason, "download or copy it again")
+
+
+def is_packed(path):
+    """Whether the file is compressed, by its name."""
+    return path.name.lower().endswith(".gz")
+
+
+def in_mm(steps):
+    """Steps between voxels, in words."""
+    return " x ".join(f"{step:g}" for step in steps) + " mm"
+
+
+def one_line(error):
+    """An error's own words, short enough to stand within a message."""
+    return " ".join(str(error).split())[:100]

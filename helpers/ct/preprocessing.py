@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from helpers.ct.nifti import Study, read_study
+from helpers.ct.studies import Study, read_study
 
 WINDOW = (-1000, 400)  # HU: what the network sees
 SIZE = (64, 256, 256)

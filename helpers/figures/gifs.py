@@ -9,7 +9,7 @@ import imageio.v3 as imageio
 import numpy as np
 from PIL import Image
 
-from helpers.ct import nifti, preprocessing
+from helpers.ct import preprocessing, studies
 from helpers.figures import rendering
 from helpers.storage.files import write_whole
 
@@ -43,8 +43,8 @@ def pair_gifs(healthy, ill, folder, size=preprocessing.SIZE, caption="") -> list
     """
     written = []
     for study, name in ((healthy, "ct0_normal"), (ill, "ct23_abnormal")):
-        study = study if isinstance(study, nifti.Study) else nifti.read_study(study)
-        raw = preprocessing.pad_to_square(study.hu, study.spacing, fill=nifti.AIR)
+        study = study if isinstance(study, studies.Study) else studies.read_study(study)
+        raw = preprocessing.pad_to_square(study.hu, study.spacing, fill=studies.AIR)
         path = Path(folder) / f"{name}_raw.gif"
         written.append(save_gif(raw, path, size=raw.shape[2], caption=caption))
         seen, path = preprocessing.preprocess(study, size), Path(folder) / f"{name}_normalized.gif"

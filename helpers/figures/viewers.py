@@ -20,7 +20,7 @@ from IPython.display import display
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from helpers.ct import nifti, preprocessing
+from helpers.ct import preprocessing, studies
 from helpers.figures import plots, rendering
 from helpers.figures.rendering import PLANES, PRESETS, encode, render
 
@@ -63,7 +63,7 @@ def load_scan(study, mask=None, heat=None, spacing=None, name=None) -> Scan:
     """
     caption = ""
     if not isinstance(study, np.ndarray):
-        study = study if isinstance(study, nifti.Study) else nifti.read_study(study)
+        study = study if isinstance(study, studies.Study) else studies.read_study(study)
         name = study.path.name.removesuffix(".gz").removesuffix(".nii") if name is None else name
         caption = "synthetic phantom" if "synthetic" in study.description else ""
         hu, spacing = study.hu, study.spacing
@@ -77,7 +77,7 @@ def load_scan(study, mask=None, heat=None, spacing=None, name=None) -> Scan:
     scan = Scan(hu, tuple((1.0, 1.0, 1.0) if spacing is None else spacing), name or "", caption)
     if mask is not None:
         if isinstance(mask, str | Path):
-            mask = nifti.read_mask(mask, None if isinstance(study, np.ndarray) else study)
+            mask = studies.read_mask(mask, None if isinstance(study, np.ndarray) else study)
         mask = np.asarray(mask) > 0
         if mask.shape != hu.shape:
             raise ValueError(f"the mask has the shape {mask.shape}, the study {hu.shape}")

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
-from helpers.ct import nifti
+from helpers.ct import studies
 from helpers.figures.rendering import PRESETS, encode, render
 from helpers.phantom import simulate
 
@@ -61,7 +61,7 @@ def load(path):
     if path is None:
         study = simulate.make_study(2020, "CT-3", matrix=512, n_slices=40)
         return study.hu, study.spacing, study.mask > 0, "phantom"
-    study = nifti.read_study(path)
+    study = studies.read_study(path)
     return study.hu, study.spacing, (study.hu > -700) & (study.hu < -300), study.path.name
 
 
