@@ -441,8 +441,8 @@ REFUSED = {
     "zeros": (holding(bytes(5000)), "no gzip"),
     "zeros as .nii": (holding(bytes(5000), "s.nii"), "NIfTI"),
     "a picture": (holding(b"\x89PNG\r\n\x1a\n" + bytes(99), "s.nii"), "NIfTI"),
-    "another packing": (damaged(bz2.compress, name="study_0001.nii.bz2"), "not named"),
-    "another ending": (holding(b"PK\3\4" + bytes(99), "s.zip"), "not named"),
+    "another packing": (damaged(bz2.compress, name="study_0001.nii.bz2"), "named as"),
+    "another ending": (holding(b"PK\3\4" + bytes(99), "s.zip"), "zip file"),
     ".hdr without .img": (without_its_voxels, r"damaged|\.img"),
     "2-D": (shaped((14, 12)), "shape"),
     "4-D with two volumes": (shaped((14, 12, 10, 2)), "shape"),
@@ -550,7 +550,7 @@ def test_a_folder_and_what_is_not_there_are_refused(tmp_path):
     (tmp_path / "folder.nii.gz").mkdir()
     (tmp_path / "gone.nii.gz").symlink_to(tmp_path / "nowhere.nii.gz")
     (tmp_path / "loop.nii.gz").symlink_to(tmp_path / "loop.nii.gz")
-    assert "folder" in refusal(tmp_path / "folder.nii.gz")
+    assert "no CT image" in refusal(tmp_path / "folder.nii.gz")
     for name in ("gone", "loop", "none"):
         assert "does not exist" in refusal(tmp_path / f"{name}.nii.gz")
 

@@ -26,7 +26,7 @@ GZIP_MAGIC = b"\x1f\x8b"
 GZIP_RATIO = 1100  # gzip packs no more than 1032 bytes into one
 MAX_BYTES = 4 << 30
 SPACINGS = (0.05, 50)  # mm
-GIVE = "give a .nii.gz or .nii file, or .hdr with .img"
+GIVE = "give a .nii.gz, .nii, .mha or .nrrd file, or a folder of DICOM slices"
 REDO = "convert the original CT again"
 AGAIN = "download it again or convert the original CT"
 DAMAGE = (OSError, EOFError, ValueError, OverflowError, zlib.error)
@@ -52,7 +52,8 @@ class Stored:
 
     shape: of the array as stored, any order of axes. affine: (4, 4), from an index of it to mm,
     (R, A, S). read: returns the array, scaled. name: what to call it where others may look.
-    description: the header's own words on it, at most 80 characters.
+    description: the header's own words on it, at most 80 characters. label: what messages call it,
+    where the path does not say enough.
     """
 
     shape: tuple[int, int, int]
@@ -60,6 +61,7 @@ class Stored:
     read: Callable[[], np.ndarray]
     name: str
     description: str = ""
+    label: str = ""
 
 
 def open_volume(path: Path) -> Stored:
@@ -124,12 +126,12 @@ def open_header(path: Path) -> tuple[nib.Nifti1Header, Path]:
 
 def find_files(path):
     """The files of header and voxels; UnreadableStudy unless they are regular files of NIfTI."""
-    if path.is_dir() or not path.exists():
-        raise UnreadableStudy(path, "is a folder" if path.is_dir() else "does not exist", GIVE)
     if not path.is_file():
-        raise UnreadableStudy(path, "is no regular file", GIVE)
-    if not path.name.lower().endswith(ENDINGS):
-        raise UnreadableStudy(path, "is not named as a NIfTI file", GIVE)
+        raise UnreadableStudy(
+            path, "is no regular file" if path.exists() else "does not exist", GIVE
+        )
+    if not is_named(path):
+        raise UnreadableStudy(path, "is neither DICOM nor named as a NIfTI file", GIVE)
     if path.suffix.lower() not in (".hdr", ".img"):
         return path, path
     parts = nib.Nifti1Pair.filespec_to_file_map(path)
@@ -258,6 +260,11 @@ def check_length(path, n_bytes, claimed):
     wrong = "shorter" if n_bytes < claimed else "longer"
     reason = f"is damaged ({wrong} than the {claimed:,} bytes that its header claims)"
     raise UnreadableStudy(path, reason, "download or copy it again")
+
+
+def is_named(path):
+    """Whether a file has a NIfTI file's ending."""
+    return path.name.lower().endswith(ENDINGS)
 
 
 def is_packed(path):

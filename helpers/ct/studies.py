@@ -39,7 +39,7 @@ class Study:
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path).expanduser()
-        self._stored = stored = nifti.open_volume(self.path)
+        self._stored = stored = _open(self.path)
         self.name, self.description = stored.name, stored.description
         axes = nib.io_orientation(stored.affine)
         self.source_axes = nib.orientations.ornt2axcodes(axes)
@@ -60,7 +60,7 @@ class Study:
 
     def read_hu(self) -> np.ndarray:
         """As `hu`, but read anew, not kept, and in the file's own order in memory."""
-        return _to_hu(self._read_voxels(), self.path)
+        return _to_hu(self._read_voxels(), self._stored.label or self.path)
 
     def _read_voxels(self):
         """The voxels as stored, scaled, (D, H, W); UnreadableStudy if damaged."""
@@ -72,10 +72,11 @@ class Study:
 
 
 def read_study(path: str | os.PathLike) -> Study:
-    """Open a chest CT in NIfTI format (.nii, .nii.gz, .hdr/.img), in any orientation.
+    """Open a chest CT, in any orientation.
 
-    Only the header is read now; `.hu` reads the voxels. UnreadableStudy names the file, what is
-    wrong and what to do. Format: NIfTI-1, https://nifti.nimh.nih.gov/nifti-1.
+    path: a NIfTI file (.nii, .nii.gz, .hdr/.img), .mha, .mhd or .nrrd, a folder or a zip of DICOM
+    slices, or one of the slices for its whole series. Only headers are read now; `.hu` reads the
+    voxels. UnreadableStudy names the file, what is wrong and what to do.
     """
     return Study(path)
 
@@ -96,6 +97,16 @@ def read_mask(path: str | os.PathLike, study: Study | str | os.PathLike = None) 
                 reason = f"lies up to {away:.0f} mm away from its study {study.path.name}"
             raise UnreadableStudy(path, reason, "save the mask with the affine of its study")
     return mask._read_voxels() > 0
+
+
+def _open(path):
+    """The volume that a path stands for, as it is stored."""
+    from helpers.ct import dicom
+
+    is_series = os.path.isdir(path) or path.suffix.lower() in (".zip", *dicom.VOLUMES)
+    if is_series or (not nifti.is_named(path) and dicom.is_dicom(path)):
+        return dicom.open_volume(path)
+    return nifti.open_volume(path)
 
 
 def _to_hu(voxels, path):
