@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import stat
 import struct
@@ -493,6 +494,17 @@ def test_letterbox_does_not_alias():
     assert inner.min() >= 98 and inner.max() <= 102
 
 
+def known_images():
+    """The catalogue of the hand-made set."""
+    kinds = {"COVID": positive_members(), "NonCOVID": negative_members()}
+    rows = [
+        (kind, name.split("/")[1], hashlib.sha1(content).hexdigest())
+        for kind, members in kinds.items()
+        for name, content in members[1:]
+    ]
+    return pd.DataFrame(rows, columns=["kind", "image", "sha1"])
+
+
 @pytest.fixture
 def server(root, monkeypatch):
     site = LocalServer()
@@ -503,6 +515,7 @@ def server(root, monkeypatch):
     }
     counts = {file: SIZES.get(file.split("/")[-1].split("CT")[0], 4) for file in covid_ct.FILES}
     monkeypatch.setattr(covid_ct, "FILES", counts)
+    monkeypatch.setattr(covid_ct, "catalogue", known_images)
     monkeypatch.setattr(downloads, "MAX_PAUSE", 0.0)
     yield site
     site.close()
@@ -510,13 +523,20 @@ def server(root, monkeypatch):
 
 @pytest.fixture
 def fetch(server, tmp_path):
-    return lambda: covid_ct.download(tmp_path / "new", f"{server.url}/master/")
+    def fetch(*names):
+        sources = [f"{server.url}/{name}/" for name in names or ["master"]]
+        return covid_ct.download(tmp_path / "new", sources)
+
+    return fetch
 
 
 def test_files_are_those_of_the_published_set():
     counts = list(covid_ct.FILES.values())
     assert counts == [349, 397, 191, 60, 98, 234, 58, 105, 349, 397]
-    assert covid_ct.BASE_URL.startswith("https://") and "UCSD-AI4H/COVID-CT" in covid_ct.BASE_URL
+    first, second = covid_ct.BASE_URLS
+    assert first == "https://raw.githubusercontent.com/UCSD-AI4H/COVID-CT/master"
+    mirror = "desaisrkr/https-github.com-UCSD-AI4H-COVID-CT"
+    assert second == f"https://raw.githubusercontent.com/{mirror}/master"
     assert "2003.13865" in covid_ct.CREDIT
 
 
@@ -577,7 +597,7 @@ def test_page_instead_of_a_file(server, fetch, tmp_path, file):
 def test_page_without_its_content_type_is_refused_too(server, fetch, tmp_path, file):
     good = server.files[f"master/{file}"]
     server.files[f"master/{file}"] = b"<html>\n<p>try, again\n</html>"
-    with pytest.raises((DownloadError, CovidCTError)) as caught:
+    with pytest.raises(DownloadError) as caught:
         fetch()
     assert str(tmp_path / "new" / file) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -601,15 +621,135 @@ def test_wrong_counts_are_refused(server, fetch, tmp_path):
             archive.writestr(name, content)
     good = server.files[f"master/{COVID_ZIP}"]
     server.files[f"master/{COVID_ZIP}"] = stream.getvalue()
-    with pytest.raises(CovidCTError, match="CT_COVID.zip: holds 3 images instead of 4"):
+    with pytest.raises(DownloadError, match="CT_COVID.zip: holds 3 images instead of 4"):
         fetch()
     server.files[f"master/{COVID_ZIP}"] = good
     short = "Data-split/COVID/testCT_COVID.txt"
     for lines in (f"{POSITIVE[3]}\n{POSITIVE[0]}\n", "x.png\n"):
         server.files[f"master/{short}"] = lines.encode()
-        with pytest.raises(CovidCTError, match="testCT_COVID.txt: .*(2 images instead|x.png)"):
+        with pytest.raises(DownloadError, match="testCT_COVID.txt: .*(2 images instead|x.png)"):
             fetch()
     assert not (tmp_path / "new" / short).exists()
+
+
+def mirrored(server):
+    """The site's files under "mirror/", too."""
+    server.files |= {f"mirror/{name[7:]}": data for name, data in server.files.items()}
+
+
+def test_second_source_when_the_first_is_dead(server, root, tmp_path, recwarn):
+    sources = ["http://127.0.0.1:9/master", f"{server.url}/master"]
+    folder = covid_ct.download(tmp_path / "new", sources)
+    for file in covid_ct.FILES:
+        assert (folder / file).read_bytes() == (root / file).read_bytes()
+    assert sources == ["http://127.0.0.1:9/master", f"{server.url}/master"]
+    assert not list(recwarn)
+
+
+@pytest.mark.parametrize(
+    "fault", [{"html": b"<html>sign in</html>"}, {"status": 404}, {"replace": b"PK, or so"}]
+)
+def test_source_that_lies_is_asked_for_one_file_only(server, fetch, root, tmp_path, fault):
+    mirrored(server)
+    server.faults[f"master/{COVID_ZIP}"] = [fault]
+    fetch("master", "mirror")
+    asked = [path for path, _ in server.requests]
+    assert asked == [f"master/{COVID_ZIP}", *(f"mirror/{file}" for file in covid_ct.FILES)]
+    for file in covid_ct.FILES:
+        assert (tmp_path / "new" / file).read_bytes() == (root / file).read_bytes()
+
+
+def test_first_source_is_asked_again_for_what_the_second_lacks(server, fetch):
+    mirrored(server)
+    del server.files[f"master/{COVID_ZIP}"], server.files[f"mirror/{XLSX}"]
+    assert len(covid_ct.read_collection(fetch("master", "mirror"))) == 8
+
+
+def test_no_source_is_left(server, fetch, tmp_path):
+    server.files = {f"mirror/{COVID_ZIP}": b"PK, or so"}
+    with pytest.raises(DownloadError) as caught:
+        fetch("master", "mirror")
+    message, path = str(caught.value), tmp_path / "new" / COVID_ZIP
+    assert "\n" not in message
+    assert f"{server.url}/master/{COVID_ZIP}: the server answers 404" in message
+    assert f"{server.url}/mirror/{COVID_ZIP}: thrown away ({path}: cannot be read" in message
+    assert message.endswith(f"; place the file by hand: {path}")
+    assert not path.exists()
+
+
+def test_full_disk_is_no_fault_of_the_source(server, fetch, monkeypatch):
+    mirrored(server)
+    monkeypatch.setattr(downloads.shutil, "disk_usage", lambda _: type("", (), {"free": 10}))
+    with pytest.raises(DownloadError, match="^[^;]*are free; make room or choose.*another disk$"):
+        fetch("master", "mirror")
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_part_of_one_source_is_continued_at_another_only_if_it_is_the_same(
+    server, fetch, tmp_path, same
+):
+    mirrored(server)
+    if not same:
+        stream = io.BytesIO()
+        with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+            for name, content in positive_members():
+                archive.writestr(name, content)
+        server.files[f"mirror/{COVID_ZIP}"] = stream.getvalue()
+    server.faults[f"master/{COVID_ZIP}"] = [{"cut": 200}, {"status": 404}]
+    fetch("master", "mirror")
+    asked = [wanted for path, wanted in server.requests if path == f"mirror/{COVID_ZIP}"]
+    assert asked == ["bytes=200-"]
+    came = (tmp_path / "new" / COVID_ZIP).read_bytes()
+    assert came == server.files[f"mirror/{COVID_ZIP}"]
+
+
+def test_images_that_are_not_the_known_ones_are_named_once(server, fetch, root, recwarn):
+    """Another picture under its name, one renamed, and in the other class the same, packed anew."""
+    members = dict(positive_members())
+    members[f"CT_COVID/{POSITIVE[1]}"] = picture(99)
+    members["CT_COVID/own.png"] = members.pop(f"CT_COVID/{POSITIVE[3]}")
+    write_zip(root / COVID_ZIP, members.items())
+    write_zip(root / OTHER_ZIP, negative_members(), zipfile.ZIP_STORED)
+    write_split(root, "COVID", [*POSITIVE[:3], "own.png"])
+    server.files |= {
+        f"master/{file}": (root / file).read_bytes() for file in covid_ct.FILES if "CT_" in file
+    }
+    folder = fetch()
+    (warned,) = recwarn
+    assert str(warned.message) == (
+        f"{folder}: 6 of 8 images are the known ones, bit for bit; 1 with other bytes "
+        f"({POSITIVE[1]}); 1 missing ({POSITIVE[3]}); 1 additional (own.png)"
+    )
+    assert warned.filename == __file__
+    fetch()
+    assert len(recwarn) == 1
+    report = covid_ct.verify(folder)
+    assert str(report) == str(warned.message)
+    assert sorted(report.names("match")) == sorted([POSITIVE[0], POSITIVE[2], *NEGATIVE])
+    assert set(report.images.kind[report.images.status != "match"]) == {"COVID"}
+
+
+def test_verify_own_images_and_a_damaged_archive(root):
+    report = covid_ct.verify(root)
+    assert "0 of 746 images are the known ones" in str(report)
+    assert "; 5 with other bytes (" in str(report)
+    assert str(report).endswith(", ...); 3 additional (kjr-1.png, lancet%0.png, 12.png)")
+    data = bytearray((root / OTHER_ZIP).read_bytes())
+    data[data.index(b"1%0.jpg") + 200] ^= 255
+    (root / OTHER_ZIP).write_bytes(data)
+    refusal(root, "CT_NonCOVID.zip", "1%0.jpg cannot be read", read=covid_ct.verify)
+    (root / COVID_ZIP).unlink()
+    refusal(root, "CT_COVID.zip: is missing", read=covid_ct.verify)
+
+
+def test_catalogue():
+    table = covid_ct.catalogue()
+    assert table.kind.value_counts().to_dict() == {"NonCOVID": 397, "COVID": 349}
+    assert table.sha1.str.fullmatch("[0-9a-f]{40}").all()
+    assert table.image.is_unique and table.sha1.is_unique
+    pair = table.set_index("image").kind[["kjr-21-e24-p5-29.png", "71%0.jpg"]]
+    assert pair.tolist() == ["COVID", "NonCOVID"]
 
 
 def test_get(root, tmp_path, monkeypatch):
@@ -709,4 +849,10 @@ def test_real_set_counts_as_complete(real, monkeypatch):
         raise AssertionError("a complete folder is written to")
 
     monkeypatch.setattr(downloads, "lock", refuse)
-    assert covid_ct.download(real[0], "http://127.0.0.1:9/nowhere") == real[0]
+    assert covid_ct.download(real[0], ["http://127.0.0.1:9/nowhere"]) == real[0]
+
+
+def test_real_images_are_the_known_ones(real):
+    report = covid_ct.verify(real[0])
+    assert report.images.status.eq("match").all()
+    assert str(report) == f"{real[0]}: 746 of 746 images are the known ones, bit for bit"

@@ -7,11 +7,14 @@ Here COVID is always the positive class, label 1; the authors' own code counts t
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 import re
 import warnings
 import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +27,11 @@ from helpers.storage.files import is_system_file, lock
 from helpers.storage.progress import progress
 
 CREDIT = "Zhao et al. 2020, arXiv 2003.13865; copyright of the papers' authors and publishers"
-BASE_URL = "https://raw.githubusercontent.com/UCSD-AI4H/COVID-CT/master"
+# the authors' repository, and a copy of it for when it is off-line; asked in this order
+BASE_URLS = (
+    "https://raw.githubusercontent.com/UCSD-AI4H/COVID-CT/master",
+    "https://raw.githubusercontent.com/desaisrkr/https-github.com-UCSD-AI4H-COVID-CT/master",
+)
 LABELS = {"COVID": 1, "NonCOVID": 0}
 PARTS = {"train": "train", "val": "validation", "test": "test"}
 # how many images each file of the data set holds or names
@@ -58,32 +65,111 @@ class CovidCTError(ValueError):
     """The data set is not as it should be; one line: the file, what is wrong, what to do."""
 
 
-def download(root: str | os.PathLike, base_url: str = BASE_URL) -> Path:
+@dataclass
+class Report:
+    """How the images in a folder compare with the known ones; `print` it for one line.
+
+    images: one row an image: kind ("COVID" or "NonCOVID"), image (file name) and status: "match",
+    "mismatch" (other bytes), "missing", or "additional" (not among the known ones).
+    """
+
+    root: Path
+    images: pd.DataFrame
+
+    def names(self, status: str) -> list[str]:
+        """The images with this status."""
+        return self.images.image[self.images.status == status].tolist()
+
+    def __str__(self):
+        n_known = len(self.images) - len(self.names("additional"))
+        parts = [f"{len(self.names('match'))} of {n_known} images are the known ones, bit for bit"]
+        said = {"mismatch": "with other bytes", "missing": "missing", "additional": "additional"}
+        for status, text in said.items():
+            if names := self.names(status):
+                few = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
+                parts.append(f"{len(names)} {text} ({few})")
+        return f"{self.root}: {'; '.join(parts)}"
+
+
+def download(root: str | os.PathLike, base_urls: Sequence[str] = BASE_URLS) -> Path:
     """Bring COVID-CT (90 MB) into `root` in its own layout; returns the folder.
 
-    There are no published checksums, so the content is checked: CRC and number of images, names
-    in the splits, rows of the metadata. Nothing is fetched when all is there; a file that fails
-    its check gets ".old" added to its name. DownloadError, or CovidCTError for a wrong file.
+    base_urls: the sources. Each file is asked of them in turn; one that fails comes last from then
+    on. There are no published checksums, so the content is checked: CRC and number of images,
+    names in the splits, rows of the metadata; and after fetching, a warning names images that
+    `verify` does not know. Nothing is fetched when all is there; a file that fails its check gets
+    ".old" added to its name. DownloadError where no source gives a sound file.
     """
-    root = Path(root)
+    root, sources = Path(root), list(base_urls)
     # a complete folder is not written to: in a workshop it may be shared and read-only
     if not any(_fault(root / file, n_images) for file, n_images in FILES.items()):
         return root
     try:
         with lock(root / "covid-ct"):
             for file, n_images in FILES.items():
-                path, url = root / file, f"{base_url.rstrip('/')}/{file}"
-                if _fault(path, n_images):
-                    if path.exists():
-                        os.replace(path, f"{path}.old")
-                    downloads.download(url, path)
-                if fault := _fault(path, n_images):
-                    path.unlink()
-                    raise CovidCTError(f"{fault} (it came from {url} and was thrown away)")
+                if _fault(root / file, n_images):
+                    _fetch(sources, root, file, n_images)
     except OSError as error:
         text = f"{root}: cannot be written ({error}); choose another folder"
         raise downloads.DownloadError(text) from None
+    report = verify(root)
+    if not report.images.status.eq("match").all():
+        warnings.warn(str(report), stacklevel=2)
     return root
+
+
+def _fetch(sources, root, file, n_images):
+    """Bring a file from the first source that gives a sound one; those that fail go to the end."""
+    path, reasons = root / file, []
+    if path.exists():
+        os.replace(path, f"{path}.old")
+    for source in list(sources):
+        url = f"{source.rstrip('/')}/{file}"
+        try:
+            downloads.download(url, path)
+            if not (fault := _fault(path, n_images)):
+                return
+            path.unlink()
+            reason, remedy = fault.partition("; ")[0], f"place the file by hand: {path}"
+            reasons.append(f"{url}: thrown away ({reason})")
+        except downloads.DownloadError as error:
+            if not str(error).startswith(url):  # the disk's fault, not the source's
+                raise
+            reason, _, remedy = str(error).partition("; ")
+            reasons.append(reason)
+        sources.append(sources.pop(0))
+    raise downloads.DownloadError(f"{'; '.join(reasons)}; {remedy}")
+
+
+def catalogue() -> pd.DataFrame:
+    """The 746 known images: kind ("COVID" or "NonCOVID"), image (file name), sha1 (hex).
+
+    The SHA-1 were computed from one copy of the set; its authors publish none.
+    """
+    path = Path(__file__).with_name("covid_ct_sha1.tsv")
+    return pd.read_csv(path, sep="\t", names=["kind", "image", "sha1"])
+
+
+def verify(root: str | os.PathLike) -> Report:
+    """Compare every image in the two archives with `catalogue`, by class and name.
+
+    The archives' own bytes prove nothing: whoever packs the same images anew gets another zip.
+    Other images are counted, and no error: a mirror may have saved a picture anew, and a copy of
+    yours may hold more. CovidCTError for a missing or damaged archive.
+    """
+    root, rows = Path(root), []
+    for kind in LABELS:
+        path = root / ARCHIVE.format(kind)
+        with open_archive(path) as (archive, members):
+            for image, info in members.items():
+                with reading(path, info.filename):
+                    found = hashlib.sha1(archive.read(info), usedforsecurity=False).hexdigest()
+                rows.append({"kind": kind, "image": image, "found": found})
+    found = pd.DataFrame(rows, columns=["kind", "image", "found"])
+    images = catalogue().merge(found, how="outer", on=["kind", "image"])
+    is_any = [images.sha1 == images.found, images.found.isna(), images.sha1.isna()]
+    images["status"] = np.select(is_any, ["match", "missing", "additional"], "mismatch")
+    return Report(root, images[["kind", "image", "status"]])
 
 
 def _fault(path, n_images):
