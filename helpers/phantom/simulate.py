@@ -212,7 +212,7 @@ def _scan(rng, hu, scanner, anatomy):
     return out
 
 
-def _save_nifti(path, volume, spacing, description):
+def save_nifti(path, volume, spacing, description):
     """Write (D, H, W) as MosMedData does: axis codes L, A, S, qform and sform code 1."""
     z, y, x = spacing
     data = volume[:, ::-1].transpose(2, 1, 0)
@@ -254,9 +254,9 @@ def _make_one(root, matrix, n_slices, site, job):
     save(root / "truth" / f"{job['study_id']}.json", json.dumps(row).encode())
     if job["mask_file"]:
         path = root / job["mask_file"].lstrip("/")
-        _save_nifti(path, study.mask, study.spacing, "synthetic lesion mask, course phantom")
+        save_nifti(path, study.mask, study.spacing, "synthetic lesion mask, course phantom")
     path = root / job["study_file"].lstrip("/")
-    _save_nifti(path, study.hu, study.spacing, "synthetic chest CT, course phantom")
+    save_nifti(path, study.hu, study.spacing, "synthetic chest CT, course phantom")
 
 
 def _plan(counts, seed, scanner_shortcut, site="home"):
