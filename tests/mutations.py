@@ -67,9 +67,17 @@ FAULTS = {
             ('"CT-2": 1, "CT-3": 1},', '"CT-2": 1, "CT-3": 0},'),
             ("n_parts.index[n_parts > 1]", "n_parts.index[n_parts > 2]"),
             ("if (counts < 1).any(axis=None):", "if False:"),
-            ('rows[rows.patient != ""]', "rows"),
-            ('f"{_key(study)}_mask"', 'f"{_key(study)}"'),
             ("np.random.default_rng(seed)", "np.random.default_rng()"),
+        ],
+    ),
+    "ct/layouts.py": (
+        "cohort layouts",
+        [
+            ('rows[rows.patient != ""]', "rows"),
+            ('f"{_stem(study)}_mask"', 'f"{_stem(study)}"'),
+            ("first_of.setdefault(ids[original] or", "first_of.setdefault(ids[k] or"),
+            ("len({*ids}) == 1 and ids[0]", "False"),
+            ("if count > 1", "if count > 2"),
         ],
     ),
     "ct/cache.py": (

@@ -234,7 +234,7 @@ def test_a_copy_is_named_and_is_of_the_same_patient(root):
     shutil.copy(folder / "study_0001.nii.gz", folder / "study_0001 (1).nii.gz")
     for name in ("study_0100.nii.gz", "study_0101.nii.gz"):  # empty ones are refused when read
         (folder / name).touch()
-    said = r"1 files are copies \(study_0001 \(1\)\.nii\.gz of study_0001\.nii\.gz\).*delete"
+    said = r"1 files are copies \(CT-0/study_0001 \(1\).* of CT-0/study_0001\.nii\.gz\).*delete"
     with pytest.warns(UserWarning, match=said):
         table = find_studies(root).set_index("study")
     assert table.patient["study_0001 (1)"] == "study_0001"
@@ -268,8 +268,9 @@ def test_a_scan_that_is_there_twice_is_not_split(root, packed_anew):
 
 
 def test_an_empty_folder_and_a_double_study_are_refused(root, tmp_path):
+    (tmp_path / "empty").mkdir()
     with pytest.raises(CohortError, match="studies/CT-"):
-        find_studies(tmp_path)
+        find_studies(tmp_path / "empty")
     write_study(root / "studies" / "CT-4" / "study_0001.nii.gz", 1)
     with pytest.raises(CohortError, match="CT-0/study_0001.*CT-4/study_0001"):
         find_studies(root)

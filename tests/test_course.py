@@ -66,7 +66,7 @@ def test_a_folder_is_a_data_set_and_stays_untouched(made, tmp_path):
 
 
 def test_wrong_names_are_refused_in_words(tmp_path):
-    with pytest.raises(CohortError, match="studies/.* phantom, phantom-elsewhere, mosmed or one"):
+    with pytest.raises(CohortError, match="no studies there; .* mosmed, kaggle, a folder"):
         runs.prepare(str(tmp_path), "tiny", tmp_path)
     with pytest.raises(ValueError, match="PROFILE"):
         runs.prepare("phantom", "huge", tmp_path)

@@ -25,7 +25,7 @@ def check_published_task(task):
     """1.1: the mapping of CT-0 against CT-1 to CT-4."""
     if not answer(task):
         return None
-    expected = TASKS["ct0-ct1234"]
+    expected = {name: label for name, label in TASKS["ct0-ct1234"].items() if name != "CT-23"}
     if not isinstance(task, dict):
         return verdict(False, "", "Give a dictionary from category to label.")
     if task == {category: 1 - label for category, label in expected.items()}:
@@ -1270,3 +1270,153 @@ def check_plan(cores, gbit, radiologists):
             return verdict(False, "", said + "half of that would do as well.")
     praise = "A few cores, a common link, and some forty people for a hundred days: the labels."
     return verdict(True, praise, "")
+
+
+def check_order_of_names(letter):
+    """12.1: what the slices of an export look like in the order of their file names."""
+    because = {
+        "a": "That would be the order turned round; these names were dealt out at random.",
+        "b": "Names are labels and nothing else. Where a slice lies stands in its header.",
+        "c": "It may happen, and then it is luck: nothing demands it of an archive.",
+    }
+    return choice(letter, "b", because)
+
+
+def check_in_order(function):
+    """12.2: the slices of a series from one end to the other, along their normal."""
+    rng = np.random.default_rng(122)
+
+    def right(positions, orientation):
+        return np.argsort(positions @ np.cross(orientation[:3], orientation[3:]))
+
+    def by_height(positions, orientation):
+        return np.argsort(positions[:, 2])
+
+    cases = []
+    for orientation in ([1, 0, 0, 0, 1, 0], [1, 0, 0, 0, 0, -1], [0, 1, 0, 0, 0, -1]):
+        normal = np.cross(orientation[:3], orientation[3:])
+        along = rng.permutation(7)[:, None] * 5.0 * normal
+        cases.append((along + [-150.0, -140.0, 30.0], np.array(orientation, float)))
+    mistakes = [
+        (by_height, "Right for axial slices. A coronal series has one height: use the normal."),
+        (lambda *case: right(*case)[::-1], "From the other end: smallest along the normal first."),
+        (lambda *case: np.sort(case[0] @ np.cross(case[1][:3], case[1][3:])),
+         "Those are the sorted distances; asked for is which slice comes when: np.argsort."),
+        (lambda *case: np.argsort(np.linalg.norm(case[0], axis=1)),
+         "The distance from the origin has no sign: project on the normal."),
+    ]  # fmt: skip
+    hints = (
+        "Which direction leads from one slice to the next? Across both directions of the image.",
+        "np.cross of the row's and the column's direction is the normal; positions @ normal is "
+        "how far each slice lies along it.",
+        "return np.argsort(positions @ np.cross(orientation[:3], ...))",
+    )
+    praise = "Any series, however it lies, from its header alone."
+    return built(function, right, cases, mistakes, hints, praise)
+
+
+def check_missing(function):
+    """12.3: how many slices are missing in a series."""
+
+    def steps(heights):
+        between = np.diff(np.sort(heights))
+        return np.rint(between / np.median(between))
+
+    def right(heights):
+        return int((steps(heights) - 1).sum())
+
+    def unsorted(heights):
+        between = np.diff(heights)
+        return int((np.rint(between / np.median(between)) - 1).sum())
+
+    whole = np.arange(20) * 2.5 - 100
+    mixed = np.random.default_rng(123).permutation(np.delete(whole, [3, 11, 12, 13]))
+    cases = [(whole,), (np.delete(whole, 7),), (mixed,)]
+    mistakes = [
+        (lambda heights: int((steps(heights) > 1).sum()),
+         "A gap may hold several slices: how many steps is it wide?"),
+        (lambda heights: int(steps(heights).sum()),
+         "Nothing is missing where two slices are one step apart: subtract that step."),
+        (lambda heights: right(heights) + len(heights),
+         "That is how many there should be; asked for is how many are missing."),
+        (unsorted, "The heights may come in any order: sort them first."),
+    ]  # fmt: skip
+    hints = (
+        "Sort the heights and look at the steps between them. Which step is the usual one?",
+        "The usual step is the median. A gap of k steps lacks k - 1 slices.",
+        "return int((np.rint(steps / np.median(steps)) - 1).sum())",
+    )
+    praise = "Two numbers of every header, and a hole in a scan cannot hide."
+    return built(function, right, cases, mistakes, hints, praise)
+
+
+def check_pseudonyms(function):
+    """12.4: a number in place of each patient's id."""
+
+    def right(ids):
+        known = {}
+        return [known.setdefault(one, f"P{len(known) + 1}") for one in ids]
+
+    cases = [(["7731", "0815", "7731", "4711"],), (["b", "a", "b", "b"],), ([],)]
+    mistakes = [
+        (lambda ids: [f"P{k}" for k, _ in enumerate(ids, start=1)],
+         "A patient with two scans has two numbers now, and a split would tear them apart."),
+        (lambda ids: [f"P{one}" for one in ids],
+         "The id is still there. A pseudonym tells patients apart and nothing more."),
+        (lambda ids: [f"P{sorted(set(ids)).index(one) + 1}" for one in ids],
+         "Their order still tells something of the ids: number them as they come."),
+        (lambda ids: [f"P{[*dict.fromkeys(ids)].index(one)}" for one in ids],
+         "Begin with P1."),
+    ]  # fmt: skip
+    hints = (
+        "Keep in a dictionary who has been seen, and which number each of them got.",
+        "known.setdefault(one, new) writes only where nothing stands, and returns what stands.",
+        'known.setdefault(one, f"P{len(known) + 1}") for each id, in order',
+    )
+    praise = "Nobody can be found from P2; the list that could is not to be kept beside the data."
+    return built(function, right, cases, mistakes, hints, praise)
+
+
+def check_shifted_scans(letter):
+    """12.5: what the network says of healthy scans whose HU are all 100 too high."""
+    because = {
+        "a": "No window is wide enough for that: every grey level moves, the lung's too.",
+        "b": "Denser lung is what it has learned to call ill, and 100 HU more is denser lung.",
+        "c": "Nothing gets darker by it: all HU rise.",
+    }
+    return choice(letter, "b", because)
+
+
+def check_usable(function):
+    """12.6: which scans of a sheet belong into an external test."""
+
+    def new(sheet, seen):
+        return sheet[(sheet.problem == "") & ~sheet.content.isin(seen)]
+
+    def right(sheet, seen):
+        return new(sheet, seen).drop_duplicates("content").study.tolist()
+
+    def lines(*rows):
+        return pd.DataFrame(rows, columns=["study", "content", "problem"])
+
+    first = lines(("a", "1", ""), ("b", "2", ""), ("c", "1", ""), ("d", "", "misses 1 slices"),
+                  ("e", "9", ""), ("f", "", "is damaged"))  # fmt: skip
+    second = lines(("x", "", "is damaged"), ("y", "5", ""), ("z", "5", ""))
+    mistakes = [
+        (lambda sheet, seen: new(sheet, seen).study.tolist(),
+         "A copy under another name would count twice: keep the first of each content."),
+        (lambda sheet, seen: right(sheet, ()),
+         "A scan that the network was trained on is in your test: leave out what is in seen."),
+        (lambda sheet, seen: right(sheet.assign(problem=""), seen),
+         "A study that cannot be read cannot be tested: look at problem."),
+        (lambda sheet, seen: new(sheet, seen).drop_duplicates("content", keep=False).study.tolist(),
+         "Of two copies one may stay: keep the first."),
+    ]  # fmt: skip
+    hints = (
+        "Three conditions: it can be read, the network has not seen it, and it is no copy.",
+        'sheet.problem == "", ~sheet.content.isin(seen), and drop_duplicates("content").',
+        'good.drop_duplicates("content").study.tolist()',
+    )
+    praise = "What is left is new to the network, and counts once."
+    cases = [(first, {"9"}), (second, set()), (first, {"1", "2", "9"})]
+    return built(function, right, cases, mistakes, hints, praise)

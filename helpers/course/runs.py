@@ -7,7 +7,6 @@ first one opened.
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from helpers.course.sources import DATASETS, Keeper, Profile, bring_studies, find_profile, restore
-from helpers.ct import cohort, preprocessing, studies
+from helpers.ct import cohort, layouts, preprocessing, studies
 from helpers.ct.cache import preprocess_cohort
 from helpers.ct.nifti import UnreadableStudy
 from helpers.storage.files import write_whole
@@ -70,13 +69,15 @@ def prepare(
 ) -> CourseData:
     """Everything up to training: studies, labels, cache and split; done once, then reused.
 
-    profile: a key of `sources.PROFILES`. task: a key of cohort.TASKS. on_error: "skip" leaves
+    profile: a key of `sources.PROFILES`. task: as in `cohort.labels_of`. on_error: "skip" leaves
     studies out that cannot be used, and lists them in `skipped`. mirror: as in `get_studies`; the
     work folder is kept there with cache and split, and `train` keeps its runs there.
     """
     sizes = find_profile(profile)
     root, work, caption = bring_studies(dataset, profile, data_dir, mirror)
-    table = cohort.label_studies(cohort.find_studies(root), task)
+    table = cohort.find_studies(root)
+    labels = cohort.labels_of(table, task)
+    table, task = cohort.label_studies(table, labels), cohort.name_of_task(labels)
     cache = preprocess_cohort(table, root, work / "cache", sizes.size, on_error=on_error)
     geometry = cache.index.drop(columns=["category", "file"])
     table = table.merge(geometry, on="study").reset_index(drop=True)
@@ -276,8 +277,8 @@ def study() -> pd.DataFrame:
 def predict_files(place, model, size) -> list[dict]:
     """Study and probability of scans from elsewhere, by a model on the frozen encoder.
 
-    place: a folder of .nii.gz or .nii files, or one of them; "" for none. size: (D, H, W). Prints
-    what is left out, and why there is nothing.
+    place: a folder of scans as in `layouts.scans_in`, or one of them; "" for none. size: (D, H, W).
+    Prints what is left out, and why there is nothing.
     """
     from helpers.learn import features, networks, prediction
 
@@ -285,13 +286,13 @@ def predict_files(place, model, size) -> list[dict]:
         print("no folder is named: nothing to look at")
         return []
     place, found = Path(place).expanduser(), []
-    files = [place] if place.is_file() else sorted(place.glob("*"))
-    # "._scan.nii.gz" is not a scan but a note that macOS leaves beside one
-    scans = [f for f in files if re.fullmatch(r"[^.].*\.nii(\.gz)?", f.name, re.IGNORECASE)]
+    scans, others = ([place], []) if place.is_file() else layouts.scans_in(place)
     if not place.exists():
         print(f"{place}: does not exist; correct the name of the folder")
     elif not scans:
-        print(f"{place}: no .nii.gz or .nii file in it; name the folder of the scans")
+        print(f"{place}: no .nii.gz or .nii file in it, nor DICOM; name the folder of the scans")
+    elif others:
+        print(f"left out: {len(others)} files or folders that are no scans ({others[0].name} ...)")
     for path in scans:
         try:
             volume = preprocessing.preprocess_fast(path, size)

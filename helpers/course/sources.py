@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helpers.covidct import covid_ct
-from helpers.ct import cohort
+from helpers.ct import layouts
+from helpers.ct.layouts import CohortError
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,10 @@ PHANTOMS = {  # site, seed (no patient is in both), what the caption calls it
     "phantom": ("home", 2020, "phantom"),
     "phantom-elsewhere": ("elsewhere", 2021, "phantom of another hospital"),
 }
-DATASETS = (*PHANTOMS, "mosmed")
+DATASETS = (*PHANTOMS, "mosmed", "kaggle")
+MOSMED_CAPTION = "MosMedData (Morozov et al. 2020), CC BY-NC-ND 3.0."
+KAGGLE_INPUT = Path("/kaggle/input")  # on Kaggle, what was added to a notebook lies somewhere below
+KAGGLE_SET = "mathurinache/mosmeddata-chest-ct-scans-with-covid19"
 
 
 def find_profile(name) -> Profile:
@@ -83,11 +87,13 @@ def find_profile(name) -> Profile:
 def get_studies(
     dataset="phantom", profile="quick", data_dir="data", mirror=""
 ) -> tuple[Path, Path, str]:
-    """Make sure that the studies are there; returns their folder, a work folder and a caption.
+    """Make sure that the studies are there; returns where, a work folder and a caption.
 
     dataset: "phantom" (made here), "phantom-elsewhere" (made here, another hospital's: for what
-    transfers, never to train or choose on), "mosmed" (downloaded) or a folder in MosMedData's
-    layout. The work folder is below `data_dir`; nothing is ever written into a folder of yours.
+    transfers, never to train or choose on), "mosmed" (downloaded), "kaggle" (`kaggle_folder`), or
+    a folder or table of yours, of any layout that `layouts` knows. What is returned first is what
+    `cohort.find_studies` takes: a folder, or the table. The work folder is below `data_dir`;
+    nothing is ever written into a folder of yours. CohortError if there are no studies.
     mirror: a folder that outlives this machine, on a mounted Drive for example. A missing work
     folder is restored from it, and a new one is kept there. MirrorError if it cannot be reached.
     """
@@ -116,16 +122,48 @@ def bring_studies(dataset, profile, data_dir, mirror):
         root = Path(data_dir).expanduser() / "mosmed"
         restore(root, mirror)
         mosmed.download(root)
-        return root, root, "MosMedData (Morozov et al. 2020), CC BY-NC-ND 3.0."
+        return root, root, MOSMED_CAPTION
+    if dataset == "kaggle":
+        work = Path(data_dir).expanduser() / dataset
+        restore(work, mirror)
+        return kaggle_folder(), work, MOSMED_CAPTION
     root = Path(dataset).expanduser()
-    if not (root / "studies").is_dir():
-        raise cohort.CohortError(
-            f"{dataset}: no folder with studies/ in it; DATASET is {', '.join(DATASETS)} or one"
-        )
+    if not layouts.layout_of(root):
+        text = f"{dataset}: no studies there; DATASET is {', '.join(DATASETS)}, {layouts.ACCEPTED}"
+        raise CohortError(text)
     digest = hashlib.sha1(str(root.resolve()).encode(), usedforsecurity=False).hexdigest()[:8]
-    work = Path(data_dir).expanduser() / f"{root.resolve().name}-{digest}"
+    name = root.resolve().stem if root.is_file() else root.resolve().name
+    work = Path(data_dir).expanduser() / f"{name}-{digest}"
     restore(work, mirror)
     return root, work, f"Studies of {root.name}."
+
+
+def kaggle_folder() -> Path:
+    """Kaggle's copy of MosMedData (11.9 GB): as Kaggle has mounted it, or as kagglehub fetches it.
+
+    CohortError, in one line, where neither works.
+    """
+    by_hand = (
+        f"get it from kaggle.com/datasets/{KAGGLE_SET} (11.9 GB) and give its folder as DATASET"
+    )
+    mounted = layouts.mosmed_places(KAGGLE_INPUT, depth=5)
+    if mounted:
+        own = [place for place in mounted if KAGGLE_SET.split("/")[1] in place.parts]
+        return layouts.mosmed_root([*own, *mounted][0])
+    try:
+        import kagglehub
+    except ImportError:
+        text = "kaggle: the package kagglehub is not installed; pip install kagglehub"
+        raise CohortError(f"{text}, or {by_hand} as DATASET") from None
+    try:
+        root = Path(kagglehub.dataset_download(KAGGLE_SET))
+    except Exception as error:  # of whatever library below: no token, no network, no room
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:150]
+        text = f"kaggle: {KAGGLE_SET} cannot be fetched ({reason}); check connection and token"
+        raise CohortError(f"{text}, or {by_hand} as DATASET") from None
+    if not layouts.mosmed_places(root):
+        raise CohortError(f"{root}: no studies/CT-*/study_* in it; delete it and fetch it again")
+    return root
 
 
 def restore(folder, mirror):

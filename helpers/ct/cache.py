@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, wait
 from contextlib import suppress
@@ -19,7 +18,7 @@ import pandas as pd
 import pooch
 from threadpoolctl import threadpool_limits
 
-from helpers.ct.cohort import CohortError
+from helpers.ct.layouts import CohortError, files_of
 from helpers.ct.nifti import UnreadableStudy
 from helpers.ct.preprocessing import SIZE, WINDOW, preprocess_fast
 from helpers.ct.studies import read_study
@@ -115,16 +114,41 @@ def _in_rows(folder) -> dict[str, tuple]:
 
 
 def _unchanged(held, table, root) -> set[str]:
-    """The studies whose file is what it was: same size and time, or same content."""
+    """The studies whose files are what they were: same size and times, or same content."""
     now, unchanged = dict(zip(table.study, table.file, strict=True)), set()
     for study, (line, _, _) in held.items():
         path = root / now.get(study, line["file"])
-        if not path.exists() or path.stat().st_size != line["n_bytes"]:
+        if not path.exists():
             continue
-        is_untouched = path.stat().st_mtime_ns == line["modified_ns"]
-        if is_untouched or pooch.file_hash(str(path), alg="sha1") == line["sha1"]:
+        files = files_of(path)
+        n_bytes, modified = _stamp(files)
+        if n_bytes == line["n_bytes"] and (
+            modified == line["modified_ns"] or _content(files) == line["sha1"]
+        ):
             unchanged.add(study)
     return unchanged
+
+
+def _stamp(files) -> tuple[int, int]:
+    """Size and time (ns) of a study's file; of several, one number that stands for all times."""
+    stats = [file.stat() for file in files]
+    modified = stats[0].st_mtime_ns if stats else 0
+    if len(files) > 1:
+        each = [
+            (file.name, stat.st_size, stat.st_mtime_ns)
+            for file, stat in zip(files, stats, strict=True)
+        ]
+        modified = int(hashlib.blake2b(repr(each).encode(), digest_size=7).hexdigest(), 16)
+    return sum(stat.st_size for stat in stats), modified
+
+
+def _content(files) -> str:
+    """SHA-1 of a study's file; of several, the SHA-1 of all their names and contents."""
+    found = [pooch.file_hash(str(file), alg="sha1") for file in files]
+    if len(files) == 1:
+        return found[0]
+    each = sorted((file.name, sha1) for file, sha1 in zip(files, found, strict=True))
+    return hashlib.sha1(repr(each).encode(), usedforsecurity=False).hexdigest()
 
 
 def _is_complete(folder, table, root) -> bool:
@@ -150,15 +174,15 @@ def _preprocess_one(path, size, limits, row=None) -> tuple | UnreadableStudy:
     killed while it sends much leaves the others waiting for the rest.
     """
     try:
-        study, stat = read_study(path), os.stat(path)
-        # before it is read: if the file is changed meanwhile, it will not pass for unchanged
-        sha1 = pooch.file_hash(str(path), alg="sha1")
+        study, files = read_study(path), files_of(path)
+        # before it is read: if a file is changed meanwhile, it will not pass for unchanged
+        (n_bytes, modified), sha1 = _stamp(files), _content(files)
         # one process a core is enough: more threads in each only wait for one another
         with threadpool_limits(1):
             volume = preprocess_fast(study, size, limits)
     except UnreadableStudy as error:
         return error
-    line = {"n_bytes": stat.st_size, "modified_ns": stat.st_mtime_ns, "sha1": sha1}
+    line = {"n_bytes": n_bytes, "modified_ns": modified, "sha1": sha1}
     line |= dict(zip(("n_slices", "height", "width"), study.shape, strict=True))
     line |= dict(zip(("spacing_z", "spacing_y", "spacing_x"), study.spacing, strict=True))
     # equal for copies of a study, however they are packed
