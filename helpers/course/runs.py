@@ -286,7 +286,11 @@ def predict_files(place, model, size) -> list[dict]:
         print("no folder is named: nothing to look at")
         return []
     place, found = Path(place).expanduser(), []
-    scans, others = ([place], []) if place.is_file() else layouts.scans_in(place)
+    try:
+        scans, others = ([place], []) if place.is_file() else layouts.scans_in(place)
+    except UnreadableStudy as error:  # of DICOM files that cannot be told apart
+        print(error)
+        return []
     if not place.exists():
         print(f"{place}: does not exist; correct the name of the folder")
     elif not scans:

@@ -71,7 +71,7 @@ PHANTOMS = {  # site, seed (no patient is in both), what the caption calls it
     "phantom": ("home", 2020, "phantom"),
     "phantom-elsewhere": ("elsewhere", 2021, "phantom of another hospital"),
 }
-DATASETS = (*PHANTOMS, "mosmed", "kaggle")
+DATASETS = (*PHANTOMS, "phantom-export", "mosmed", "kaggle")
 MOSMED_CAPTION = "MosMedData (Morozov et al. 2020), CC BY-NC-ND 3.0."
 KAGGLE_INPUT = Path("/kaggle/input")  # on Kaggle, what was added to a notebook lies somewhere below
 KAGGLE_SET = "mathurinache/mosmeddata-chest-ct-scans-with-covid19"
@@ -90,7 +90,8 @@ def get_studies(
     """Make sure that the studies are there; returns where, a work folder and a caption.
 
     dataset: "phantom" (made here), "phantom-elsewhere" (made here, another hospital's: for what
-    transfers, never to train or choose on), "mosmed" (downloaded), "kaggle" (`kaggle_folder`), or
+    transfers, never to train or choose on), "phantom-export" (a hospital's DICOM folders, in which
+    not all is well), "mosmed" (downloaded), "kaggle" (`kaggle_folder`), or
     a folder or table of yours, of any layout that `layouts` knows. What is returned first is what
     `cohort.find_studies` takes: a folder, or the table. The work folder is below `data_dir`;
     nothing is ever written into a folder of yours. CohortError if there are no studies.
@@ -116,6 +117,16 @@ def bring_studies(dataset, profile, data_dir, mirror):
         restore(root, mirror)
         simulate.make_cohort(root, sizes.counts, sizes.matrix, seed, site=site)
         return root, root, f"Synthetic {words}, not a patient."
+    if dataset == "phantom-export":
+        from helpers.ct import dicom
+        from helpers.phantom import dicom_export
+
+        work, kind = Path(data_dir).expanduser() / f"{dataset}-{profile}", dicom.is_installed()
+        restore(work, mirror)
+        n, matrix = 8 if profile == "tiny" else 16, find_profile(profile).matrix
+        root = work / ("dicom" if kind else "nifti")
+        dicom_export.make_hospital(root, n, matrix, as_dicom=kind)
+        return root, work, "Synthetic phantom of a third hospital, not a patient."
     if dataset == "mosmed":
         from helpers.ct import mosmed
 
@@ -143,9 +154,7 @@ def kaggle_folder() -> Path:
 
     CohortError, in one line, where neither works.
     """
-    by_hand = (
-        f"get it from kaggle.com/datasets/{KAGGLE_SET} (11.9 GB) and give its folder as DATASET"
-    )
+    by_hand = f"get kaggle.com/datasets/{KAGGLE_SET} (11.9 GB) by hand and give its folder"
     mounted = layouts.mosmed_places(KAGGLE_INPUT, depth=5)
     if mounted:
         own = [place for place in mounted if KAGGLE_SET.split("/")[1] in place.parts]

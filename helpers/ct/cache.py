@@ -8,7 +8,7 @@ import shutil
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 from helpers.ct.layouts import CohortError, files_of
 from helpers.ct.nifti import UnreadableStudy
 from helpers.ct.preprocessing import SIZE, WINDOW, preprocess_fast
-from helpers.ct.studies import read_study
+from helpers.ct.studies import Study
 from helpers.storage.files import WriteError, lock, write_whole
 from helpers.storage.processes import KILLED, start_workers
 from helpers.storage.progress import progress
@@ -144,11 +144,18 @@ def _stamp(files) -> tuple[int, int]:
 
 def _content(files) -> str:
     """SHA-1 of a study's file; of several, the SHA-1 of all their names and contents."""
-    found = [pooch.file_hash(str(file), alg="sha1") for file in files]
     if len(files) == 1:
-        return found[0]
+        return pooch.file_hash(str(files[0]), alg="sha1")
+    stats = [file.stat() for file in files]
+    found = [_sha1(file, s.st_size, s.st_mtime_ns) for file, s in zip(files, stats, strict=True)]
     each = sorted((file.name, sha1) for file, sha1 in zip(files, found, strict=True))
     return hashlib.sha1(repr(each).encode(), usedforsecurity=False).hexdigest()
+
+
+@lru_cache(maxsize=1 << 16)
+def _sha1(file, n_bytes, modified) -> str:
+    """SHA-1 of one of several files, which may be asked for once for every study beside it."""
+    return pooch.file_hash(str(file), alg="sha1")
 
 
 def _is_complete(folder, table, root) -> bool:
@@ -174,7 +181,7 @@ def _preprocess_one(path, size, limits, row=None) -> tuple | UnreadableStudy:
     killed while it sends much leaves the others waiting for the rest.
     """
     try:
-        study, files = read_study(path), files_of(path)
+        study, files = Study(path), files_of(path)
         # before it is read: if a file is changed meanwhile, it will not pass for unchanged
         (n_bytes, modified), sha1 = _stamp(files), _content(files)
         # one process a core is enough: more threads in each only wait for one another

@@ -18,6 +18,7 @@ import hashlib
 import os
 import re
 import warnings
+from collections import Counter
 from contextlib import suppress
 from glob import escape
 from pathlib import Path
@@ -184,7 +185,9 @@ def mosmed_places(root: Path, depth=DEPTH) -> list[Path]:
         ]
         if any(found):
             return [place for place in found if place]
-        level = [path for folder in level for path in _visible(folder) if path.is_dir()]
+        inside = [_visible(folder) for folder in level]
+        # what holds more is no wrapping: a thousand folders of DICOM slices are not searched
+        level = [path for paths in inside if len(paths) <= 100 for path in paths if path.is_dir()]
     return []
 
 
@@ -466,8 +469,8 @@ def _fingerprints(paths) -> list[str]:
         digest = hashlib.blake2b(Path(path).as_posix().encode(), digest_size=n_bytes)
         return f"scan_{digest.hexdigest()}"
 
-    names = [name(path, 4) for path in paths]
-    return [name(path, 16 if names.count(names[k]) > 1 else 4) for k, path in enumerate(paths)]
+    counts = Counter(name(path, 4) for path in paths)
+    return [name(path, 16 if counts[name(path, 4)] > 1 else 4) for path in paths]
 
 
 def _patients(root, studies, files, ids) -> list[str]:
@@ -477,10 +480,8 @@ def _patients(root, studies, files, ids) -> list[str]:
     and no more. A file's copy is of the patient of its original.
     """
     if len(ids) > 1 and len({*ids}) == 1 and ids[0]:
-        text = (
-            f"all {len(ids)} studies are of one patient, as it seems: their numbers were removed?"
-        )
-        _warn(root, f"{text} So each counts as a patient of its own")
+        text = f"all {len(ids)} studies have the same patient's number, as if it had been removed"
+        _warn(root, f"{text}: each counts as a patient of its own")
         ids = [""] * len(ids)
     voxels = [_other_half(file)[:1] or [file] for file in files]
     place_of = {file: k for k, (file,) in enumerate(voxels) if file.is_file()}
