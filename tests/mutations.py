@@ -77,7 +77,7 @@ FAULTS = {
             ('f"{_stem(study)}_mask"', 'f"{_stem(study)}"'),
             ("first_of.setdefault(ids[original] or", "first_of.setdefault(ids[k] or"),
             ("len({*ids}) == 1 and ids[0]", "False"),
-            ("if count > 1", "if count > 2"),
+            ("counts[name(path, 4)] > 1", "counts[name(path, 4)] > 2"),
         ],
     ),
     "ct/cache.py": (

