@@ -1377,18 +1377,8 @@ def check_pseudonyms(function):
     return built(function, right, cases, mistakes, hints, praise)
 
 
-def check_shifted_scans(letter):
-    """12.5: what the network says of healthy scans whose HU are all 100 too high."""
-    because = {
-        "a": "No window is wide enough for that: every grey level moves, the lung's too.",
-        "b": "Denser lung is what it has learned to call ill, and 100 HU more is denser lung.",
-        "c": "Nothing gets darker by it: all HU rise.",
-    }
-    return choice(letter, "b", because)
-
-
 def check_usable(function):
-    """12.6: which scans of a sheet belong into an external test."""
+    """12.5: which scans of a sheet belong into an external test."""
 
     def new(sheet, seen):
         return sheet[(sheet.problem == "") & ~sheet.content.isin(seen)]

@@ -78,6 +78,14 @@ class Series:
         return f"'{self.description}' ({self.n_slices})"
 
 
+def is_installed() -> bool:
+    """Whether pydicom and SimpleITK are there."""
+    try:
+        return bool(_libraries(""))
+    except UnreadableStudy:
+        return False
+
+
 def is_dicom(path: str | os.PathLike) -> bool:
     """Whether a file begins like DICOM, whatever its name."""
     if not os.path.isfile(path):
@@ -134,7 +142,7 @@ def patient_of(place: str | os.PathLike) -> str:
 def open_volume(path: Path) -> Stored:
     """A folder or zip of DICOM slices, one slice of a series, or a .mha, .mhd or .nrrd.
 
-    Of several series the axial one with most slices is taken, and a warning names the others.
+    Of several series the axial one with most slices is taken, and a note names the others.
     UnreadableStudy if it cannot be read right: the message says why, with the series' description.
     """
     if path.suffix.lower() in VOLUMES:
@@ -242,8 +250,8 @@ def _series(slices) -> Series:
     )
 
 
-def _choose(found, place, path) -> Series:
-    """The axial series with most slices; a file among others stands for its own."""
+def _choose(found, place, path) -> tuple[Series, list[str]]:
+    """The axial series with most slices, and what to know of the others; a file stands for its own."""
     if place.is_file():
         found = [series for series in found if place in series.files]
     axial = [series for series in found if series.is_axial and series.n_slices >= MIN_SLICES]
@@ -252,17 +260,17 @@ def _choose(found, place, path) -> Series:
         reason = f"has no axial series of {MIN_SLICES} slices or more, but {what}"
         raise UnreadableStudy(path, reason if found else f"holds {what}", WHOLE)
     chosen, others = axial[0], [series for series in found if series is not axial[0]]
-    if others:
-        several = len({series.study for series in axial}) > 1
-        text = f"{path}: of {len(found)} series, {chosen} is read"
-        text += ", of another examination than some" * several
-        warnings.warn(f"{text}; left out: {', '.join(map(str, others))}", stacklevel=7)
-    return chosen
+    if not others:
+        return chosen, []
+    several = len({series.study for series in axial}) > 1
+    words = ", of another examination than some" * several
+    note = f"of {len(found)} series, {chosen} is read{words}; left out: "
+    return chosen, [note + ", ".join(map(str, others))]
 
 
 def _open_series(place, path) -> Stored:
     """The chosen series below `place`, checked; `path` is what messages name."""
-    series = _choose(list_series(place), place, path)
+    series, notes = _choose(list_series(place), place, path)
     shown = f"{path}: series {series}"
     if series.fault:
         raise UnreadableStudy(shown, series.fault, "export the original CT series")
@@ -270,8 +278,7 @@ def _open_series(place, path) -> Stored:
     is_again = np.r_[False, np.diff(along) < 0.01]
     if is_again.any():
         _check_copies(series, is_again, shown)
-        text = f"{shown}: {is_again.sum()} slices are there twice, and taken once"
-        warnings.warn(text, stacklevel=6)
+        notes.append(f"of {series}, {is_again.sum()} slices are there twice, and taken once")
         along = along[~is_again]
     keep = np.flatnonzero(~is_again)
     positions = series.positions[keep]
@@ -288,7 +295,7 @@ def _open_series(place, path) -> Stored:
     affine[:3] = np.column_stack([turned, IN_RAS @ positions[0]])
     slices = [(series.files[k], series.frames[k]) for k in keep]
     read = partial(_read_slices, slices, series.matrix, shown)
-    return Stored((len(keep), *series.matrix), affine, read, series.description, label=shown)
+    return Stored((len(keep), *series.matrix), affine, read, series.description, "", shown, notes)
 
 
 def _check_copies(series, is_again, shown):

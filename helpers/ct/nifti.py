@@ -10,7 +10,7 @@ import math
 import warnings
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -53,7 +53,7 @@ class Stored:
     shape: of the array as stored, any order of axes. affine: (4, 4), from an index of it to mm,
     (R, A, S). read: returns the array, scaled. name: what to call it where others may look.
     description: the header's own words on it, at most 80 characters. label: what messages call it,
-    where the path does not say enough.
+    where the path does not say enough. notes: what its reader has to know, a line each.
     """
 
     shape: tuple[int, int, int]
@@ -62,6 +62,7 @@ class Stored:
     name: str
     description: str = ""
     label: str = ""
+    notes: list[str] = field(default_factory=list)
 
 
 def open_volume(path: Path) -> Stored:

@@ -34,13 +34,15 @@ class Study:
     path: the file. shape: (D, H, W) in voxels. spacing: (z, y, x) in mm.
     affine: (4, 4), from a voxel (d, h, w) to mm, (R, A, S).
     source_axes: nibabel axis codes of the file as stored, for example ("L", "A", "S").
-    description: the header's own words on the study, at most 80 characters.
+    name: what to call it. description: the header's own words, at most 80 characters. notes: what
+    was left out in a folder of DICOM slices, a line each; `read_study` gives them as warnings.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path).expanduser()
         self._stored = stored = _open(self.path)
         self.name, self.description = stored.name, stored.description
+        self.notes = stored.notes
         axes = nib.io_orientation(stored.affine)
         self.source_axes = nib.orientations.ornt2axcodes(axes)
         self._transform = nib.orientations.ornt_transform(axes, nib.orientations.axcodes2ornt(AXES))
@@ -78,7 +80,10 @@ def read_study(path: str | os.PathLike) -> Study:
     slices, or one of the slices for its whole series. Only headers are read now; `.hu` reads the
     voxels. UnreadableStudy names the file, what is wrong and what to do.
     """
-    return Study(path)
+    study = Study(path)
+    for note in study.notes:
+        warnings.warn(f"{path}: {note}", stacklevel=2)
+    return study
 
 
 def read_mask(path: str | os.PathLike, study: Study | str | os.PathLike = None) -> np.ndarray:
