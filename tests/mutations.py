@@ -64,7 +64,7 @@ FAULTS = {
         [
             ('drop_duplicates("patient", keep="last")', 'drop_duplicates("study", keep="last")'),
             ("np.array(fractions) * n_dealt - dealt", "dealt - np.array(fractions) * n_dealt"),
-            ('"CT-2": 1, "CT-3": 1},', '"CT-2": 1, "CT-3": 0},'),
+            ('"CT-3": 1, "CT-23": 1}', '"CT-3": 0, "CT-23": 1}'),
             ("n_parts.index[n_parts > 1]", "n_parts.index[n_parts > 2]"),
             ("if (counts < 1).any(axis=None):", "if False:"),
             ("np.random.default_rng(seed)", "np.random.default_rng()"),
@@ -81,9 +81,9 @@ FAULTS = {
         ],
     ),
     "ct/cache.py": (
-        "cohort",
+        "cohort layouts",
         [
-            ('alg="sha1") == line["sha1"]', 'alg="sha1") != ""'),
+            ('_content(files) == line["sha1"]', '_content(files) != ""'),
             (
                 'np.load(array, mmap_mode="r")[row]',
                 'np.load(array, mmap_mode="r")[0 if row is not ... else row]',

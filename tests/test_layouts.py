@@ -27,6 +27,7 @@ from helpers.ct.cohort import (
     saved_split,
 )
 from helpers.ct.nifti import UnreadableStudy
+from helpers.ct.studies import read_study
 from helpers.learn import features, prediction
 from helpers.phantom import dicom_export
 
@@ -691,6 +692,16 @@ def test_scans_from_elsewhere_are_of_any_format(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(dicom, "list_series", fail)
     assert runs.predict_files(tmp_path, None, (16, 48, 48)) == []
     assert capsys.readouterr().out.endswith("x: needs pydicom; pip install it\n")
+
+
+def test_what_is_no_nifti_file_is_copied_to_one(tmp_path):
+    pytest.importorskip("pydicom")
+    folder = export(tmp_path / "Anna", 3, "P1")
+    copy, study = runs.as_nifti(folder, tmp_path / "runs"), read_study(folder)
+    assert copy == tmp_path / "runs" / "study.nii" and runs.as_nifti(copy, tmp_path) == copy
+    assert np.array_equal(read_study(copy).hu, study.hu)
+    np.testing.assert_allclose(read_study(copy).affine, study.affine, atol=1e-4)
+    assert read_study(copy).source_axes[2] == "S", "slices lie along the last axis"
 
 
 def test_real_scans_in_class_folders(real_data, tmp_path):

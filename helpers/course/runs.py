@@ -126,6 +126,18 @@ def lesion(data: CourseData, row) -> np.ndarray | None:
     return preprocessing.resample(mask, data.profile.size)
 
 
+def as_nifti(path, folder) -> Path:
+    """A scan as a NIfTI file: itself if it is one, or a copy of it, `folder`/study.nii."""
+    if layouts.NIFTI.search(Path(path).name):
+        return Path(path)
+    import nibabel as nib
+
+    study = studies.read_study(path)
+    image = nib.Nifti1Image(study.hu.transpose(2, 1, 0), study.affine[:, [2, 1, 0, 3]])
+    target = Path(folder).expanduser() / "study.nii"
+    return write_whole(target, lambda file: file.write(image.to_bytes()))
+
+
 def new_model(which, profile: Profile, seed=0, dropout=0.3):
     """A model of MODELS, seeded, untrained but for what ImageNet has taught its encoder."""
     import torch

@@ -142,7 +142,9 @@ def saved_split(table, path, fractions=(0.6, 0.15, 0.25), seed=0) -> pd.Series:
         parts = _stored_split(table, path)
     counts = pd.crosstab(parts, table.label).reindex(PARTS, fill_value=0)
     if (counts < 1).any(axis=None):
-        raise SplitError(f"{len(table)} studies are too few: a part has no study of one class")
+        n_patients = table.patient.nunique()
+        text = f"{len(table)} studies of {n_patients} patients are too few"
+        raise SplitError(f"{text}: a part has no study of one class")
     if is_new and not is_told:
         lines = pd.DataFrame({"study": table.study, "patient": table.patient, "part": parts})
         write_whole(path, lambda file: lines.to_csv(file, index=False))
