@@ -21,16 +21,30 @@ from IPython.display import display
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
+from helpers.ct import quality
 from helpers.scores import metrics
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from helpers.ct.studies import Study
 
 # Okabe and Ito's colours, told apart by every kind of colour vision
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 SEVERITY = ("#0072B2", "#F0E442", "#E69F00", "#D55E00", "#CC79A7")
 CATEGORIES = {f"CT-{k}": colour for k, colour in enumerate(SEVERITY)}
 GREY, WIDTH = "#777777", 9
+CHECKS = {
+    "air": "air, HU",
+    "fat": "fat, HU",
+    "soft": "soft tissue, HU",
+    "vessels": "heart and vessels, HU",
+    "lung": "lung, litres",
+    "height": "height, mm",
+    "spacing_z": "slice spacing, mm",
+    "spacing_x": "pixel spacing, mm",
+    "padding": "padding, share",
+}
 
 
 class CourseFigure(Figure):
@@ -156,6 +170,115 @@ def geometry(table, caption="") -> Figure:
             axis.vlines(np.median(mine), k - 0.38, k + 0.38, color="black", linewidth=2)
         axis.set(xlabel=label, yticks=range(len(names)), yticklabels=names)
     axes.flat[0].invert_yaxis()
+    return figure
+
+
+def quality_sheet(sheet, caption="") -> Figure:
+    """A panel for each check of a cohort's scans: a dot a scan, the usual range shaded.
+
+    sheet: as `quality.sheet` gives it. A row for each category; titles count the scans outside the
+    range. Up to eight of them are exceptions, and the four farthest out carry their names.
+    """
+    names = sorted(sheet.category.unique())
+    figure, axes = _figure(3, 3, 2.6 + 1.3 * max(2, len(names)), WIDTH, caption, sharey=True)
+    where, words = sheet.category.map(names.index), [f"Quality of {len(sheet)} scans"]
+    spread = where + np.random.default_rng(0).uniform(-0.3, 0.3, len(sheet))
+    for axis, (check, title) in zip(axes.flat, CHECKS.items(), strict=True):
+        low, high = quality.RANGES[check][:2]
+        values = sheet[check].astype(float)
+        for k, name in enumerate(names):
+            look = {"color": CATEGORIES.get(name, GREY), "marker": "osD^v"[k % 5], "s": 20}
+            mine = (where == k) & values.notna()
+            axis.scatter(values[mine], spread[mine], edgecolor="black", linewidth=0.4, **look)
+        axis.axvspan(low, high, color=COLOURS[2], alpha=0.13, linewidth=0)
+        ends = min(low, values.min()), max(high, values.max())
+        room = 0.06 * (np.nanmax(ends) - np.nanmin(ends))
+        axis.set(xlim=(np.nanmin(ends) - room, np.nanmax(ends) + room))
+        axis.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
+        away = (low - values).clip(lower=0) + (values - high).clip(lower=0)
+        outside = away[away > 0].sort_values(ascending=False).index
+        axis.locator_params(axis="x", nbins=6)
+        if len(outside) <= 8:
+            _name_points(axis, [(values[k], spread[k], sheet.study[k]) for k in outside[:4]])
+        says = f"{len(outside)} outside" if len(outside) else "all usual"
+        missing = f", {values.isna().sum()} without" if values.isna().any() else ""
+        axis.set_title(f"{title}: {says}{missing}", fontsize=9.5)
+        named = ", ".join(f"{sheet.study[k]} {values[k]:.3g}" for k in outside)
+        words.append(f"{title}: {len(outside)} outside {low:g} to {high:g}{missing} {named}")
+    figure.set_label("; ".join(" ".join(part.split()) for part in words))
+    return figure
+
+
+def _name_points(axis, points):
+    """Write names at points (x, y, name), away from the nearer side and from one another."""
+    bottom, top = axis.get_ylim()
+    step, last = abs(bottom - top) / 7, -np.inf
+    middle, y_of = np.mean(axis.get_xlim()), []
+    for _, y, _ in sorted(points, key=lambda point: point[1]):
+        last = max(y, last + step, min(bottom, top) + step / 2)
+        y_of.append(last)
+    over = max(0, y_of[-1] + step / 2 - max(bottom, top)) if y_of else 0
+    for (x, y, name), height in zip(sorted(points, key=lambda p: p[1]), y_of, strict=True):
+        name = name if len(name) <= 16 else f"{name[:9]}…{name[-6:]}"
+        side = 1 if x < middle else -1
+        axis.annotate(
+            name, (x, y), (x + side * 0.05 * np.ptp(axis.get_xlim()), height - over), fontsize=8,
+            ha="left" if side > 0 else "right", va="center",
+            arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.6},
+            path_effects=[withStroke(linewidth=2, foreground="white")],
+        )  # fmt: skip
+
+
+def quality_of_one(study: Study, measured, caption="") -> Figure:
+    """Where `quality.measure` found its numbers: the histogram's peaks, and outlines in 3 planes.
+
+    measured: what `quality.measure(study)` gives, or the study's line of a sheet.
+    """
+    found, hu = quality.regions(study), study.hu
+    parts = {"front": "air in front", "even": "even parts", "lung": "lung"}
+    parts |= {"middle": "heart, vessels", "padding": "padding"}
+    colours = dict(zip(parts, [COLOURS[k] for k in (5, 4, 2, 1, 3)], strict=True))
+    figure, axes = _figure(2, 2, 7.4, WIDTH, caption, grid=False)
+    brightest = np.nanmax([400, measured["vessels"] + 100])
+    chart, edges = axes[0, 0], np.arange(-1100, brightest, 10)
+    for part, name in parts.items():
+        counts = np.histogram(found["hu"][found[part]], edges)[0]
+        chart.stairs(counts / 1000, edges, color=colours[part], label=name, linewidth=1.6)
+    top = chart.get_ylim()[1]
+    for k, check in enumerate(("air", "fat", "soft", "vessels")):
+        value = measured[check]
+        text = f"{check} {value:.0f}".replace("-", "\N{MINUS SIGN}")
+        if np.isfinite(value):
+            chart.axvline(value, color="black", linestyle=":", linewidth=1)
+            side = "left" if k in (0, 3) else "right"
+            chart.text(value, top * (1.02 + 0.07 * (k == 2)), text, ha=side, fontsize=9)
+    chart.set(xlabel="HU (means of blocks of 3 mm)", ylabel="thousands of blocks")
+    chart.set(xlim=(-1100, brightest), ylim=(0, top))
+    chart.legend(loc="upper center", bbox_to_anchor=(0.42, 0.97), fontsize=8)
+    there = np.argwhere(found["middle"] if found["middle"].any() else found["body"])
+    place = np.median(there, axis=0).astype(int) if len(there) else np.array(hu.shape) // 2
+    scale = np.array(hu.shape) // np.array(found["hu"].shape)
+    names = (f"axial, slice {place[0]}", "coronal", "sagittal")
+    for fixed, (axis, name) in enumerate(zip(axes.flat[1:], names, strict=True)):
+        down, right = (k for k in range(3) if k != fixed)
+        sides = [hu.shape[k] * study.spacing[k] for k in (down, right)]
+        extent = (0, sides[1], 0, sides[0]) if fixed else (0, sides[1], sides[0], 0)
+        picture = hu.take(place[fixed] * scale[fixed], axis=fixed)
+        origin = "lower" if fixed else "upper"
+        axis.imshow(picture, cmap="gray", vmin=-1000, vmax=400, extent=extent, origin=origin)
+        for part in ("padding", "front", "lung", "middle"):
+            mask = found[part].take(place[fixed], axis=fixed)
+            if mask.any():
+                y, x = (
+                    (np.arange(n) + 0.5) * study.spacing[k] * scale[k]
+                    for n, k in zip(mask.shape, (down, right), strict=True)
+                )
+                axis.contour(x, y, mask, [0.5], colors=colours[part], linewidths=1.3)
+        if fixed < 2:
+            _mark_sides(axis)
+        axis.set(title=f"{name}\n−1000 to 400 HU", xlabel="mm", ylabel="mm")
+    numbers = ", ".join(f"{name} {measured[check]:.4g}" for check, name in CHECKS.items())
+    figure.set_label(f"Histogram and three planes of a scan with what was measured: {numbers}")
     return figure
 
 
