@@ -318,6 +318,16 @@ def test_real_scans_are_judged_as_they_are(real_data):
     assert found["cptac"]["padding"] == 0
 
 
+@pytest.mark.filterwarnings("ignore:.*no affine")
+def test_a_real_scan_that_lies_face_down_shows_its_table_in_front(real_data):
+    names = ("orient_PIR", "no_affine")  # the same scan; without its header front and back change
+    table = pd.DataFrame({"study": names, "category": "CT-0"})
+    table["file"] = [f"odd_volumes/{name}.nii.gz" for name in names]
+    found = quality.findings(quality.sheet(table, real_data))
+    assert [*found[found.check == "air"].study] == ["no_affine"]
+    assert "front is back" in found[found.check == "air"].finding.iloc[0]
+
+
 def test_real_fat_and_vessels_are_those_of_voxels_picked_otherwise(real_data):
     """Fat far from all edges, and even discs of 15 mm in the middle third."""
     for name in ("covidctmd_normal001", "cptac"):

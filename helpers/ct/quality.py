@@ -31,7 +31,7 @@ PEAKS = {"air": (-1100, -850), "fat": (-180, -30), "soft": (0, 110)}  # HU, wher
 SHIFT = "a wrong intercept or slope, or another calibration"
 CUT, SPACING = "part of the chest is missing", "the spacing in the header is wrong"
 RANGES = {
-    "air": (-1020, -970, SHIFT, SHIFT),
+    "air": (-1020, -970, SHIFT, f"the table lies in front of the chest: front is back; or {SHIFT}"),
     "fat": (-125, -75, SHIFT, SHIFT),
     "soft": (25, 75, SHIFT, f"contrast medium, or {SHIFT}"),
     "vessels": (20, 90, SHIFT, "contrast medium"),
