@@ -254,6 +254,16 @@ def test_copies_in_class_folders_are_of_one_patient(hospital):
     assert table.patient.nunique() == 16
 
 
+@pytest.mark.parametrize("named", ["original", "copy"])
+def test_a_patient_who_is_named_for_a_scan_is_that_of_its_copy_too(tmp_path, named):
+    original, other = scan(tmp_path / "a.nii", 1), scan(tmp_path / "b.nii", 2)
+    copy = shutil.copy(original, tmp_path / "the copy.nii")
+    patients = ["P1", "P1", ""] if named == "original" else ["", "P1", "P1"]
+    columns = {"path": [original, other, copy], "label": [0, 1, 0], "patient": patients}
+    with pytest.warns(UserWarning, match="1 files are copies"):
+        assert find_studies(write(tmp_path / "t.csv", columns)).patient.nunique() == 1
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
 def test_a_class_folders_name_in_latin_1_is_refused(hospital):
     os.rename(hospital / "covid", os.fsencode(hospital) + b"/covid M\xfcller")

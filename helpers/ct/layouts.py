@@ -486,6 +486,8 @@ def _patients(root, studies, files, ids) -> list[str]:
     voxels = [_other_half(file)[:1] or [file] for file in files]
     place_of = {file: k for k, (file,) in enumerate(voxels) if file.is_file()}
     originals = {place_of[copy]: place_of[first] for copy, first in _copies(root, place_of).items()}
+    for copy, first in originals.items():
+        ids[first] = ids[first] or ids[copy]
     first_of, found = {}, []
     for k, study in enumerate(studies):
         original = originals.get(k, k)
