@@ -1,5 +1,7 @@
 """Notebooks executed alone: tiny in an empty folder, on real data, with parameters of a learner."""
 
+import gzip
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -12,6 +14,8 @@ from notebook_tools import CHROMIUM, FILES, IN_BROWSER, assert_solved, check_11,
 
 from helpers.course import runner, sources
 from helpers.ct import cohort
+from helpers.ct.studies import read_study
+from helpers.phantom import dicom_export, simulate
 
 HAS_REAL_DATA = Path(os.environ.get("REAL_DATA_DIR") or "none").is_dir()
 ELSEWHERE = (IN_BROWSER if CHROMIUM else ()) + (("02", "08", "09") if HAS_REAL_DATA else ())
@@ -64,6 +68,67 @@ def test_11_alone_does_without_dask(tmp_path, tmp_path_factory):
     assert found["engine"] == "ProcessPoolExecutor"
     said = "".join(output.get("text", "") for output in outputs)
     assert said.count('the package "distributed"') == 1
+
+
+def faults_found(folder):
+    return {line["check"] for line in results(folder / "runs", "12")["findings"]}
+
+
+def test_12_alone_finds_what_is_wrong_in_a_hospitals_export(tmp_path):
+    run_alone("12", tmp_path)
+    found = results(tmp_path / "runs", "12")
+    assert (found["n_studies"], found["n_patients"]) == (25, 24)
+    assert faults_found(tmp_path) >= {"problem", "content", "air", "vessels", "lung_base"}
+    for written in [*(tmp_path / "data").rglob("*.csv"), *(tmp_path / "runs").rglob("*.json")]:
+        assert "Phantom^" not in written.read_text(), "a patient's name"
+
+
+def test_12_alone_takes_what_kaggle_holds_and_does_without_dicom(tmp_path, tmp_path_factory):
+    """Unpacked studies, in a folder with blanks in its name, that nobody may write to."""
+    none = tmp_path_factory.mktemp("none")
+    (none / "pydicom.py").write_text("raise ImportError('not installed', name='pydicom')\n")
+    made = simulate.make_cohort(tmp_path / "made", {"CT-0": 8, "CT-2": 6, "CT-3": 2}, 64)
+    inside = "MosMedData Chest CT Scans with COVID-19 Related Findings COVID19_1110 1.0"
+    kaggle = tmp_path / "input" / "mosmeddata chest ct" / inside
+    for study in made.glob("studies/*/*.nii.gz"):
+        target = kaggle / study.relative_to(made).with_suffix("")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(gzip.decompress(study.read_bytes()))
+    held = sorted(kaggle.rglob("*"))
+    for path in (kaggle, *held):
+        path.chmod(path.stat().st_mode & ~0o222)
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    try:
+        outputs = run_alone("12", folder, none, DATASET=str(tmp_path / "input"))
+    finally:
+        for path in (kaggle, *held):
+            path.chmod(path.stat().st_mode | 0o200)
+    assert sorted(kaggle.rglob("*")) == held
+    found = results(folder / "runs", "12")
+    assert found["n_studies"] == found["n_kept"] + len({f["study"] for f in found["findings"]})
+    assert 0 <= found["auc"]["trained here"][0] <= 1
+    said = "".join(output.get("text", "") for output in outputs)
+    assert said.count("%pip install pydicom SimpleITK") == 1
+
+
+def test_12_alone_takes_a_hospitals_real_series_and_shows_nobodys_name(real_data, tmp_path):
+    """DICOM folders by class, as an archive sends them; of few real scans, each in parts."""
+    export, names = tmp_path / "our hospital" / "export", ["ricord", "covidctmd_P", "covidctmd_n"]
+    volumes = [next((real_data / "volumes").glob(f"mosmedlike_{name}*")) for name in names]
+    for number, path in enumerate(volumes * 6):
+        study = read_study(path)
+        part = study.hu[:, number // 4 :: 4, number % 4 :: 4]  # another grid each time
+        spacing = (study.spacing[0], *(4 * step for step in study.spacing[1:]))
+        slices = dicom_export.slices(part, spacing, patient=f"Geheim^{number}", seed=number)
+        dicom_export.write(slices, export / ("sick", "normal")[number % 2] / f"{number:03}")
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    outputs = run_alone("12", folder, DATASET=str(export))
+    assert results(folder / "runs", "12")["n_patients"] == number + 1
+    written = [path for path in folder.rglob("*") if path.suffix in (".csv", ".json", ".ipynb")]
+    said = json.dumps(outputs) + "".join(path.read_text() for path in written)
+    assert "Geheim" not in said and len(written) > 5
 
 
 def test_a_notebook_clones_the_course_where_it_is_missing(tmp_path):

@@ -123,7 +123,7 @@ def bring_studies(dataset, profile, data_dir, mirror):
 
         work, kind = Path(data_dir).expanduser() / f"{dataset}-{profile}", dicom.is_installed()
         restore(work, mirror)
-        n, matrix = 8 if profile == "tiny" else 16, find_profile(profile).matrix
+        n, matrix = 12 if profile == "tiny" else 16, find_profile(profile).matrix
         root = work / ("dicom" if kind else "nifti")
         dicom_export.make_hospital(root, n, matrix, as_dicom=kind)
         return root, work, "Synthetic phantom of a third hospital, not a patient."

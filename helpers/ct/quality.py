@@ -38,7 +38,7 @@ RANGES = {
     "height": (200, 500, CUT, f"more than a chest, or {SPACING}"),
     "width": (250, 550, "a cropped image", SPACING),
     "spacing_z": (0.4, 10, SPACING, "so few slices that small lesions fall between them"),
-    "spacing_x": (0.3, 2.5, SPACING, "pixels so large that small lesions blur"),
+    "spacing_x": (0.3, 3, SPACING, "pixels so large that small lesions blur"),
     "padding": (0, 0.3, "", "much of the image holds nothing"),
     "lung": (1.5, 9, "part of the lungs is missing, collapsed or white", SPACING),
     "lung_base": (0, 0.1, "", "the scan begins above the lungs' base"),
@@ -213,7 +213,7 @@ def findings(sheet) -> pd.DataFrame:
         for check, (low, high, if_low, if_high) in RANGES.items():
             value, unit, name = row[check], UNITS.get(check, ""), check.replace("_", " ")
             usual = f"usual is {low:g} to {high:g}{unit}"
-            if np.isnan(value) and unit == " HU":
+            if np.isnan(value) and check in PEAKS:
                 found.append((study, check, value, f"{name}: none found, {usual}"))
             elif value < low or value > high:
                 number = f"{value:.0f}" if unit == " HU" else f"{value:.3g}"
