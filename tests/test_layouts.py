@@ -639,7 +639,7 @@ def kaggles(place):
 
 
 def test_on_kaggle_the_mounted_copy_is_taken(no_hub, tmp_path):
-    scan(tmp_path / "input/datasets/someone/aaa/x/studies/CT-0/study_0001.nii.gz", 1)
+    scan(tmp_path / "input/datasets/aaa/other/x/studies/CT-0/study_0001.nii.gz", 1)
     place = kaggles(tmp_path / "input/datasets/mathurinache" / sources.KAGGLE_SET.split("/")[1])
     root, work, caption = sources.get_studies("kaggle", "tiny", tmp_path / "data")
     assert root == place / KAGGLES and work == tmp_path / "data" / "kaggle"
