@@ -331,7 +331,10 @@ def test_a_bad_zip_is_refused(fault, tmp_path):
     assert not (tmp_path.parent / "b").exists()
 
 
-@pytest.mark.parametrize("fault", ["cut off", "turned bytes", "another size", "empty folder"])
+DAMAGES = ["cut off", "turned bytes", "nothing but its mark", "another size", "empty folder"]
+
+
+@pytest.mark.parametrize("fault", DAMAGES)
 def test_damaged_files_are_refused(fault, slices, tmp_path):
     if fault == "another size":
         slices[3].Rows, slices[3].Columns = 10, 48
@@ -342,6 +345,9 @@ def test_damaged_files_are_refused(fault, slices, tmp_path):
         file.write_bytes(content[:-300])
     elif fault == "turned bytes":
         file.write_bytes(content[:200] + b"\xff" * 300 + content[500:])
+        words = "IM0004: has a damaged header"
+    elif fault == "nothing but its mark":
+        file.write_bytes(bytes(128) + b"DICM" + b"\xff" * 300)
         words = "IM0004: has a damaged header"
     elif fault == "another size":  # a series of its own, and here one slice is missing
         words = "misses 1"

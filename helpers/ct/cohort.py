@@ -89,7 +89,7 @@ def _guess_labels(counts) -> dict[str, int]:
         text = f"the categories {listed} are of no known task"
         raise CohortError(f"{text}; say which is 0 and which 1, such as task={example}")
     if {*labels} != {"0", "1"}:
-        print(f"labels of {listed}: {labels}; if that is wrong, give such a dictionary as task")
+        print(f"labels by name: {labels}; if that is wrong, give such a dictionary")
     return labels
 
 

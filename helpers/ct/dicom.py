@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import tempfile
 import warnings
+import weakref
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -107,12 +109,22 @@ def dicom_files(place: str | os.PathLike) -> list[Path]:
 def list_series(place: str | os.PathLike) -> list[Series]:
     """The series of CT images below a folder or beside a file, by headers alone; largest first.
 
-    What is no image (an index, a report, a dose sheet) is passed over. UnreadableStudy where
-    pydicom is missing.
+    What is no image (an index, a report, a dose sheet) is passed over. UnreadableStudy where a
+    header is damaged, or pydicom is missing.
     """
+    files = dicom_files(place)
+    return _list_series(
+        tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    )
+
+
+@lru_cache(maxsize=2)  # many studies in one folder are asked for one after the other
+def _list_series(stamps) -> list[Series]:
+    """The series of these files, each with its size and time."""
     groups = {}
-    for file, header in _headers(dicom_files(place), TAGS):
-        if "Modality" not in header and header.file_meta.MediaStorageSOPClassUID != INDEX:
+    for file, header in _headers([file for file, *_ in stamps], TAGS):
+        kind = getattr(header, "file_meta", {}).get("MediaStorageSOPClassUID")
+        if "Modality" not in header and kind != INDEX:
             raise UnreadableStudy(file, *DAMAGED)
         if header.get("Modality") == "CT" and "Rows" in header:
             for frame, image in enumerate(_images(header)):
@@ -131,8 +143,11 @@ def patient_of(place: str | os.PathLike) -> str:
     """
     place = Path(place)
     if place.suffix.lower() == ".zip":
-        with _unpacked(place) as folder:
+        folder = _unpacked(place)
+        try:
             return patient_of(folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     files = [place] if place.is_file() else dicom_files(place)
     for _, header in _headers(files[:1], ["PatientID"]):
         return str(header.get("PatientID") or "").strip()
@@ -149,24 +164,24 @@ def open_volume(path: Path) -> Stored:
         return _open_research_format(path)
     if path.suffix.lower() != ".zip":
         return _open_series(path, path)
-    unpacked = _unpacked(path)
-    stored = _open_series(Path(unpacked.name), path)
-    return Stored(
-        stored.shape, stored.affine, partial(_and_keep, unpacked, stored.read), stored.name
-    )
-
-
-def _and_keep(folder, read):
-    """Read, and hold the temporary folder until then."""
-    return read()
-
-
-def _unpacked(path):
-    """A temporary folder with what is in a zip; gone when nobody holds it."""
-    folder = tempfile.TemporaryDirectory(prefix="study-")
+    folder = _unpacked(path)
     try:
-        unpack_zip(path, folder.name)
+        stored = _open_series(folder, path)
+    except UnreadableStudy:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    read = partial(stored.read)  # the folder goes when nobody can read from it any more
+    weakref.finalize(read, shutil.rmtree, folder, ignore_errors=True)
+    return replace(stored, read=read)
+
+
+def _unpacked(path) -> Path:
+    """A new temporary folder with what is in a zip."""
+    folder = Path(tempfile.mkdtemp(prefix="study-"))
+    try:
+        unpack_zip(path, folder)
     except (ArchiveError, DownloadError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
         raise UnreadableStudy(path, *str(error).removeprefix(f"{path}: ").split("; ", 1)) from None
     return folder
 
@@ -251,7 +266,7 @@ def _series(slices) -> Series:
 
 
 def _choose(found, place, path) -> tuple[Series, list[str]]:
-    """The axial series with most slices, and what to know of the others; a file stands for its own."""
+    """The axial series with most slices, and a note on the others; a file stands for its own."""
     if place.is_file():
         found = [series for series in found if place in series.files]
     axial = [series for series in found if series.is_axial and series.n_slices >= MIN_SLICES]
