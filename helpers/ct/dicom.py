@@ -26,6 +26,7 @@ from helpers.storage.archives import ArchiveError, unpack_zip
 from helpers.storage.downloads import DownloadError
 from helpers.storage.files import is_system_file
 
+INSTALL = "pip install pydicom SimpleITK"
 VOLUMES = (".mha", ".mhd", ".nrrd", ".nhdr")
 TAGS = ["StudyInstanceUID", "SeriesInstanceUID", "SeriesDescription", "Modality", "Rows", "Columns"]
 TAGS += ["PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient", "NumberOfFrames"]
@@ -193,7 +194,7 @@ def _libraries(path):
         import SimpleITK
     except ImportError as error:
         reason = f"needs {error.name}, which is not installed"
-        raise UnreadableStudy(path, reason, "pip install pydicom SimpleITK") from None
+        raise UnreadableStudy(path, reason, INSTALL) from None
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # it would print what it reads
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
