@@ -210,6 +210,18 @@ def test_quick_11_loses_workers_and_nothing_else(quick_runs):
     assert 0 <= found["finished_twice"] <= found["handed_out_again"]
 
 
+def test_quick_12_finds_the_planted_faults_and_no_others(quick_runs):
+    found = results(quick_runs, "12")
+    assert (found["n_studies"], found["n_patients"], found["n_kept"]) == (33, 32, 26)
+    checks = [line["check"] for line in found["findings"]]
+    planted = {"problem": 1, "content": 1, "air": 1, "lung_base": 1, "vessels": 4}
+    assert {check: checks.count(check) for check in checks} == planted
+    traits = {name: apart for name, *_, apart in found["traits"]}
+    assert [name for name, apart in traits.items() if apart] == ["lung"]
+    print(found["auc"])
+    assert found["auc"]["trained here"][0] > 0.75 and found["auc"]["course"][0] > 0.7
+
+
 def test_the_phantoms_model_looks_at_real_studies(quick_runs, real_data):
     """It answers; what it answers means nothing, since the phantom is all it has seen."""
     data = runs.prepare("phantom", "quick", quick_runs.parent / "data")
