@@ -45,11 +45,7 @@ FAULTS = {
         [
             ('AXES = ("S", "P", "L")', 'AXES = ("S", "P", "R")'),
             ('AXES = ("S", "P", "L")', 'AXES = ("I", "P", "L")'),
-            ("*header.get_slope_inter())", "header.get_slope_inter()[0], 0)"),
-            (
-                "nib.affines.voxel_sizes(self.affine)",
-                "nib.affines.voxel_sizes(self._header.get_best_affine())",
-            ),
+            ("nib.affines.voxel_sizes(self.affine)", "nib.affines.voxel_sizes(stored.affine)"),
             ("        voxels = np.rint(voxels)", "        pass"),
             ("-32768, 32767).astype", "-1024, 3071).astype"),
             ("np.where(odd, AIR, voxels)", "np.where(odd, 0, voxels)"),
@@ -57,6 +53,44 @@ FAULTS = {
             ("mask.shape != study.shape", "False"),
             ("_read_voxels() > 0", "_read_voxels() > 1"),
             ('"soft tissue": (-150, 300)', '"soft tissue": (-1500, 300)'),
+        ],
+    ),
+    "ct/nifti.py": (
+        "volumes odd_studies",
+        [("*header.get_slope_inter())", "header.get_slope_inter()[0], 0)")],
+    ),
+    "ct/dicom.py": (
+        "dicom",
+        [
+            ("np.diag([-1.0, -1.0, 1.0])", "np.diag([1.0, -1.0, 1.0])"),
+            ("np.cross(*self.orientation)", "np.cross(*self.orientation[::-1])"),
+            (
+                "rows * series.pixel[0], columns * series.pixel[1]",
+                "rows * series.pixel[1], columns * series.pixel[0]",
+            ),
+            ("np.argsort(positions @ np.cross(*orientation)", "np.argsort(positions[:, 0]"),
+            ("-one.n_slices, one.description", "one.n_slices, one.description"),
+            ("series.is_axial and series.n_slices >= MIN_SLICES", "series.n_slices >= MIN_SLICES"),
+            ("if first != second or", "if False and first != second or"),
+            ("along = along[~is_again]", "pass"),
+            ("<= MOST_UNEVEN * usual", "<= 2 * usual"),
+            (") > MOST_TILTED:", ") > 90:"),
+            (
+                "[images[file][frame] for file, frame in slices]",
+                "[images[file][0] for file, frame in slices]",
+            ),
+            ('header.get("Modality") == "CT"', "True"),
+            ("key += tuple(np.round(orientation or [], 2))", "pass"),
+            ("IN_RAS @ direction[:, ::-1]", "direction[:, ::-1]"),
+        ],
+    ),
+    "ct/quality.py": (
+        "quality",
+        [
+            ("total) / (down * right)", "total) / down"),
+            ("np.percentile(middle, 75)", "np.percentile(middle, 5)"),
+            ("value < low or value > high", "value > high"),
+            ("if first != study:", "if False:"),
         ],
     ),
     "ct/cohort.py": (
