@@ -43,6 +43,7 @@ benchmark: .venv/installed-benchmarks
 	$(RUN) -m tests.benchmarks.accuracy --json runs/benchmarks/accuracy.json \
 		--figure runs/benchmarks/accuracy.png
 	$(RUN) -m tests.benchmarks.viewer
+	$(RUN) -m tests.benchmarks.dicom
 	$(MAKE) course
 	$(RUN) -m tests.benchmarks.course
 
@@ -99,7 +100,8 @@ QUICK = rooms contract diagrams models lite0 features augmentation image_augment
 check: .venv/installed-dev lint
 	$(RUN) -m pytest -q $(wildcard $(QUICK:%=tests/test_%.py))
 
-# The numeric tests as other processors compute them, on one thread and on two (half an hour)
+# The numeric tests as other processors compute them, on one thread and on two (an hour or two: with
+# old kernels the features of a cohort take minutes)
 NUMERIC = models image_models lite0 features augmentation image_augmentation training moco \
 	distributed explanations processors
 processors: .venv/installed-dev

@@ -18,7 +18,7 @@ from torch import nn
 from helpers.ct.preprocessing import preprocess
 from helpers.ct.studies import read_study
 from helpers.scores import metrics
-from tests.benchmarks import accuracy, course, growth, preprocessing, training
+from tests.benchmarks import accuracy, course, dicom, growth, preprocessing, training
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="the benchmarks measure memory in ways Windows does not have"
@@ -393,3 +393,10 @@ def test_the_networks_of_the_experiments_begin_alike_in_every_fold(change):
 
     one, other = (experiments.network(change, 8, 3, fold).state_dict() for fold in (0, 1))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_dicom_is_read_and_listed_beside_other_readers(capsys):
+    dicom.main(["--slices", "12", "--matrix", "64", "--series", "4", "--rounds", "1"])
+    said = capsys.readouterr().out
+    assert all(way in said for way in ("ours", "SimpleITK", "dcm2niix"))
+    assert said.count("4 series of 12 slices") == 2
