@@ -8,7 +8,7 @@ COLAB_PYTHON ?= python3.13
 RUN = .venv/bin/python
 
 .PHONY: course test check processors test-colab benchmark experiments gpu lab notebooks student solutions gifs \
-	diagrams repo-url lint clean
+	diagrams repo-url site lint clean
 .DEFAULT_GOAL := course
 
 .venv/installed: requirements.txt
@@ -85,6 +85,14 @@ student solutions: .venv/installed
 diagrams: .venv/installed
 	$(RUN) docs/diagrams/draw.py
 
+.venv/installed-site: .venv/installed requirements-site.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-site.txt
+	touch $@
+
+# The course's web site, in site/: the notebooks as they are committed, glossary, API, a study to scroll
+site: .venv/installed-site
+	$(RUN) docs/build_site.py
+
 # The README's GIFs of the phantom
 gifs: .venv/installed
 	$(RUN) -m helpers.course.runner gifs
@@ -115,4 +123,4 @@ lint: .venv/installed-dev
 	$(RUN) -m ruff format --check .
 
 clean:
-	rm -rf runs data/phantom-*
+	rm -rf runs site data/phantom-*

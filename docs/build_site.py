@@ -127,7 +127,8 @@ def notebook_page(notebook, name, rows, pages, repository):
     linked = link_words([cell.source for cell in others], own)
     for cell, text in zip([first, *others], [first.source, *linked], strict=True):
         cell.source = resolve_links(text, f"notebooks/{name}", pages, repository)
-    download = f'<a href="{name}" download>Download the notebook</a>'
+    download = f'<a class="button" href="{name}" download>Download the notebook</a>'
+    first.source = re.sub(r"\[Open in \w+\]\([^)]*\)", r"\g<0>{.button}", first.source)
     first.source = re.sub(r"^\[Open in .*", rf"\g<0> {download}", first.source, flags=re.M)
     return notebook
 
@@ -140,10 +141,11 @@ def readme_parts(text) -> dict[str, str]:
     promise, gifs, note = re.split(r"((?:^\|.*\n)+)", promise, maxsplit=1, flags=re.M)
     commands = re.search(r"```bash\n.*?```", sections.pop("Two commands"), re.S)[0]
     rows = [row.split("|") for row in re.findall(r"^\|.*", sections.pop("Notebooks"), re.M)]
+    rows[0][1] = " no. "  # what reads a page aloud wants a name for every column
     return {
         "title": title,
         "promise": promise,
-        "gifs": gifs + note,
+        "gifs": re.sub(r"^\| +\|", "| size |", gifs) + note,
         "commands": commands,
         "map": "\n".join("|".join(row[:4]) + "|" for row in rows),
         "rest": "".join(f"## {name}\n{section}" for name, section in sections.items()),
@@ -158,8 +160,8 @@ def draw_studies(folder) -> None:
     from helpers.phantom.simulate import make_study
 
     folder.mkdir(parents=True)
-    for who, category in {"healthy": "CT-0", "ill": "CT-3"}.items():
-        hu = make_study(3, category, 256, N_SLICES).hu
+    for who, category in {"healthy": "CT-0", "ill": "CT-2"}.items():
+        hu = make_study(4, category, 256, N_SLICES).hu
         for window in ("lung", "mediastinum"):
             level, width = rendering.PRESETS[window]
             slices = [
@@ -179,8 +181,7 @@ def contents(source) -> str:
 
 
 def prepare(source, notebooks, modules=MODULES, with_studies=True) -> None:
-    """Put all that Sphinx reads into the folder `source`, which is emptied first."""
-    shutil.rmtree(source, ignore_errors=True)
+    """Put all that Sphinx reads into a new folder."""
     shutil.copytree(ROOT / "docs/site", source)
     extra = source / "extra"  # goes to the site as it is
     shutil.copytree(ROOT / "gifs", extra / "gifs")
@@ -191,7 +192,8 @@ def prepare(source, notebooks, modules=MODULES, with_studies=True) -> None:
     repository = repository_url()
     own = {file.name: file for file in (ROOT / "docs/site").glob("*.md")}
     files = own | {f"notebooks/{file.name}": file for file in notebooks}
-    for pattern in ("docs/*.md", "docs/*.png", "docs/instructors/*.*", "C*.md"):
+    others = ("docs/*.md", "docs/*.png", "docs/instructors/*.*", "CONTRIBUTING.md", "CHANGELOG.md")
+    for pattern in others:
         files |= {file.relative_to(ROOT).as_posix(): file for file in ROOT.glob(pattern)}
     read = partial(Path.read_text, encoding="utf-8")
     rows = [row.groupdict() for row in ROW.finditer(read(ROOT / "docs/glossary.md"))]
@@ -220,8 +222,8 @@ def prepare(source, notebooks, modules=MODULES, with_studies=True) -> None:
         lines.append(f"- [{module}]({module}.md): {about}")
         members = "   :members:\n   :member-order: bysource\n"
         directive = f"```{{eval-rst}}\n.. automodule:: helpers.{module}\n{members}```\n"
-        texts[f"api/{module}.md"] = f"# {module}\n\n{directive}"
-    lines += ["", "```{toctree}", ":hidden:", "", *modules, "```", ""]
+        up = "---\norphan: true\n---\n[All modules](index.md)\n"
+        texts[f"api/{module}.md"] = f"{up}\n# {module}\n\n{directive}"
     texts["api/index.md"] = "\n".join(lines)
     for name, text in texts.items():
         (source / name).parent.mkdir(parents=True, exist_ok=True)
@@ -230,17 +232,24 @@ def prepare(source, notebooks, modules=MODULES, with_studies=True) -> None:
     (source / "index.md").write_text(front, encoding="utf-8")
 
 
-def build(source, site, **options) -> int:
-    """Make the site; returns Sphinx's exit status. `options` are those of `prepare`."""
+def build(work, site, **options) -> int:
+    """Make the site in the folder `work` and put it into `site` if nothing is wrong with it.
+
+    options: those of `prepare`. Returns Sphinx's exit status; its warnings are errors here.
+    """
     from sphinx.cmd.build import build_main
 
-    prepare(source, **options)
-    shutil.rmtree(site, ignore_errors=True)
-    doctrees = f"{source}-doctrees"
-    return build_main(["-q", "-W", "--keep-going", "-E", "-d", doctrees, str(source), str(site)])
+    shutil.rmtree(work, ignore_errors=True)
+    prepare(work / "source", **options)
+    strict = ["-q", "-W", "--keep-going", "-d", str(work / "doctrees")]
+    status = build_main([*strict, str(work / "source"), str(work / "html")])
+    if not status:
+        shutil.rmtree(site, ignore_errors=True)
+        shutil.move(work / "html", site)
+    return status
 
 
 if __name__ == "__main__":
     status = build(ROOT / "runs/site", ROOT / "site", notebooks=notebook_files())
-    print("site/index.html is the front page" if not status else "the site has faults, see above")
+    print("the site has faults, see above" if status else "site/index.html is the front page")
     sys.exit(status)

@@ -19,13 +19,17 @@ nb_code_prompt_hide = "Hide the cell"
 myst_enable_extensions = ["dollarmath", "attrs_inline"]
 myst_heading_anchors = 3
 default_role = "code"
-python_maximum_signature_line_length = 80
+add_module_names = False
 
 html_theme = "sphinx_book_theme"
 html_static_path = ["static"]
 html_extra_path = ["extra"]
+html_favicon = "static/icon.svg"
+html_context = {"default_mode": "auto"}
 html_css_files = ["site.css"]
 html_copy_source = False
+html_use_index = False
+html_domain_indices = False
 html_show_sphinx = False
 html_show_copyright = False
 html_math_renderer = "mathml"
@@ -34,6 +38,7 @@ html_theme_options = {
     "use_repository_button": True,
     "use_issues_button": True,
     "use_download_button": False,  # a link at the top of each notebook gives the original
+    "navbar_persistent": [],  # the search stands in the contents already
     "show_navbar_depth": 1,
     "show_toc_level": 2,
     "extra_footer": "For teaching, not for clinical use. Apache License 2.0.",
@@ -41,9 +46,10 @@ html_theme_options = {
 
 
 def plain_text(app, what, name, thing, options, lines) -> None:
-    """Docstrings are plain text: no mark in them is one, and what is explained becomes bold."""
+    """Docstrings are plain text: nothing in them is a mark. "name:" becomes bold."""
     text = re.sub(r"([\\*|_])", r"\\\1", "\n".join(lines))
-    text = re.sub(r"(?:^|(?<=\. ))((?:[\w\\]+, )*[\w\\]+):(?= )", r"**\1:**", text, flags=re.M)
+    word = r"[a-z][\w\\]*"
+    text = re.sub(rf"(?:^|(?<=[.;] ))((?:{word}, )*{word}:)(?= )", r"**\1**", text, flags=re.M)
     lines[:] = text.split("\n")
 
 
