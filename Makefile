@@ -7,8 +7,8 @@ PYTHON ?= python3
 COLAB_PYTHON ?= python3.13
 RUN = .venv/bin/python
 
-.PHONY: course test check processors test-colab benchmark experiments gpu lab notebooks student solutions gifs \
-	diagrams repo-url site lint clean
+.PHONY: course test check processors test-colab benchmark experiments gpu lab notebooks student solutions classroom \
+	gifs diagrams repo-url lock site lint clean
 .DEFAULT_GOAL := course
 
 .venv/installed: requirements.txt
@@ -81,6 +81,12 @@ notebooks: .venv/installed
 student solutions: .venv/installed
 	$(RUN) -m helpers.course.runner $@
 
+# One folder for a room without a connection, in classroom/: make classroom WHEELS=no, or for other
+# machines than this one PLATFORM=windows (macos, linux) and ROOM_PYTHON=3.12
+classroom: .venv/installed
+	$(RUN) -m helpers.course.runner classroom --profile $(PROFILE) $(if $(WHEELS),--wheels $(WHEELS)) \
+		$(if $(PLATFORM),--platform $(PLATFORM)) $(if $(ROOM_PYTHON),--python $(ROOM_PYTHON))
+
 # The drawings that explain, docs/diagrams/*.svg
 diagrams: .venv/installed
 	$(RUN) docs/diagrams/draw.py
@@ -100,6 +106,14 @@ gifs: .venv/installed
 # Write the repository's address into every badge and setup cell: make repo-url URL=https://github.com/OWNER/NAME
 repo-url: .venv/installed
 	$(RUN) -m helpers.course.runner repo-url "$(URL)"
+
+# requirements.lock: the versions in .venv, and what goes with them on other systems and Pythons
+lock: .venv/installed-dev
+	$(RUN) -m pip freeze --quiet > .venv/requirements.lock
+	$(RUN) -m uv pip compile --quiet --universal --python-version 3.10 --no-annotate \
+		--custom-compile-command "make lock, with $$($(RUN) --version) in .venv" \
+		--output-file .venv/requirements.lock requirements.txt >/dev/null
+	mv .venv/requirements.lock requirements.lock
 
 # Before a commit: lint, the contract, the rooms and the quick unit tests, in a minute or so
 QUICK = rooms contract diagrams models lite0 features augmentation image_augmentation evaluation volumes \

@@ -1,5 +1,6 @@
 """Every exercise: its solution passes, usual slips get their hint, a stub does no harm."""
 
+import json
 import math
 from types import SimpleNamespace
 
@@ -44,13 +45,16 @@ def run_with(code, check_line):
 
 
 @pytest.mark.parametrize(("stub", "solution"), all_exercises())
-def test_solution_passes_and_stub_does_not(stub, solution, capsys):
+def test_solution_passes_and_stub_does_not(stub, solution, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("COURSE_PROGRESS", str(tmp_path / "progress.jsonl"))
     check_line = stub.strip().split("\n")[-1]
     assert run_with(solution, check_line) is True
     assert capsys.readouterr().out.startswith("Right.")
     untouched = stub.strip().rsplit("\n", 1)[0]
     assert run_with(untouched, check_line) is None
     assert "Not filled in" in capsys.readouterr().out
+    (line,) = (tmp_path / "progress.jsonl").read_text().splitlines()
+    assert f"check_{json.loads(line)['check']}(" in check_line and json.loads(line)["right"] is True
 
 
 class Recorder:

@@ -6,8 +6,12 @@ mistake has a hint of its own; for others there are three: where to look, the id
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 from collections import Counter
 from copy import deepcopy
+from datetime import datetime, timezone
 
 import numpy as np
 import pandas as pd
@@ -86,9 +90,29 @@ def verdict(right, praise, hint):
 
     hint: a text, or several, of which every further try shows the next; the last one stays.
     """
+    note(bool(right))
     if not right and not isinstance(hint, str):
         _hints_given[hint] += 1
         n = min(_hints_given[hint], len(hint))
         hint = f"Hint {n} of {len(hint)}: {hint[n - 1]}"
     print(f"Right. {praise}" if right else f"Not yet. {hint}")
     return bool(right)
+
+
+def note(right: bool) -> None:
+    """Append a line to the file that COURSE_PROGRESS names, for whoever teaches; else do nothing.
+
+    The line is JSON: the check's name, whether the answer was right, and when; nobody's name.
+    """
+    file, frame = os.environ.get("COURSE_PROGRESS"), sys._getframe()
+    while file and frame and not frame.f_code.co_name.startswith("check_"):
+        frame = frame.f_back
+    if not file or not frame:
+        return
+    check, at = frame.f_code.co_name.removeprefix("check_"), datetime.now(timezone.utc)
+    line = {"check": check, "right": right, "at": at.isoformat(timespec="seconds")}
+    try:
+        with open(os.path.expanduser(file), "a", encoding="utf-8") as lines:
+            lines.write(json.dumps(line) + "\n")
+    except OSError as error:
+        print(f"(COURSE_PROGRESS: {file} cannot be written: {error.strerror})")

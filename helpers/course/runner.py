@@ -1,4 +1,4 @@
-"""Executes the notebooks, for `make course`, `make notebooks` and the tests; makes the GIFs."""
+"""Executes the notebooks, for `make course`, `make notebooks` and the tests; copies them; GIFs."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import re
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 from PIL import Image
 
 from helpers.ct.preprocessing import SIZE
@@ -200,6 +202,32 @@ def copies(folder, solved) -> list[Path]:
     return written
 
 
+def progress_table(files) -> pd.DataFrame:
+    """Exercise by learner: the tries until it was solved, or in brackets where it was not.
+
+    files: what `answers.note` has written, one for each learner, named as the column shall be.
+    SystemExit, in one line, for a file that is something else.
+    """
+    rows, table = {}, defaultdict(dict)
+    for file in notebook_files():
+        for n, (stub, _, _) in enumerate(exercises(nbformat.read(file, 4)), start=1):
+            check = re.search(r"checks\.check_(\w+)", stub.source)[1]
+            rows[check] = f"{int(file.name[:2])}.{n} {check}"
+    for file in map(Path, files):
+        tries = defaultdict(list)
+        try:
+            for line in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
+                tries[rows[line["check"]]].append(line["right"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SystemExit(f"{file}: not a file of COURSE_PROGRESS: {error!r}") from None
+        for name, rights in tries.items():
+            n = rights.index(True) + 1 if True in rights else f"({len(rights)})"
+            table[file.stem][name] = n
+    names = [name for name in rows.values() if any(name in column for column in table.values())]
+    cells = [[column.get(name, "") for column in table.values()] for name in names]
+    return pd.DataFrame(cells, names, [*table], dtype=object)
+
+
 def repository_url() -> str:
     """The repository's address, as it stands in pyproject.toml."""
     return re.search(r'^Repository = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M)[1]
@@ -245,7 +273,17 @@ def main(arguments=None) -> None:
     commands.add_parser("gifs", help="make the README's GIFs of the phantom")
     commands.add_parser("student", help="copies of the notebooks without solutions, in student/")
     commands.add_parser("solutions", help="copies with the solutions filled in, in solutions/")
+    room = commands.add_parser("classroom", help="one folder for a room without a connection")
+    room.add_argument("--profile", default="quick", choices=["tiny", "quick", "full"])
+    room.add_argument("--wheels", default="yes", choices=["yes", "no"])
+    systems = ["windows", "macos", "linux"]
+    room.add_argument("--platform", default="", choices=systems, help="default: this machine's")
+    room.add_argument("--python", default="", help="its version, as 3.12; default: this one's")
+    done = commands.add_parser("progress", help="who has solved what, from COURSE_PROGRESS's files")
+    done.add_argument("files", nargs="+")
     chosen = parser.parse_args(arguments)
+    if chosen.command == "progress":
+        return print(progress_table(chosen.files).to_string())
     os.chdir(ROOT)
     try:
         if chosen.command == "course":
@@ -260,6 +298,12 @@ def main(arguments=None) -> None:
         elif chosen.command in ("student", "solutions"):
             made = copies(chosen.command, chosen.command == "solutions")
             print(f"{len(made)} notebooks in {chosen.command}/")
+        elif chosen.command == "classroom":
+            from helpers.course import classroom
+
+            options = (chosen.wheels == "yes", chosen.platform, chosen.python)
+            classroom.make_classroom("classroom", chosen.profile, *options)
+            print("classroom/learner is for the stick, classroom/instructor for you alone")
         else:
             set_repository_url(chosen.url)
     except NotebookError as error:
