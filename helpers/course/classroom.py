@@ -24,7 +24,7 @@ START = """# Start
 
 You need Python {python}, and this folder on your own disk. In a terminal, in this folder:
 
-    python -m venv .venv
+    python -m venv .venv             (on macOS and Linux: python3 -m venv .venv)
     .venv\\Scripts\\activate           (on macOS and Linux: source .venv/bin/activate)
     pip install {offline}-r requirements.txt
     jupyter lab notebooks
