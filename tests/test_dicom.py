@@ -20,6 +20,7 @@ from helpers.phantom import dicom_export
 
 pydicom = pytest.importorskip("pydicom")
 sitk = pytest.importorskip("SimpleITK")
+BAD = pytest.mark.faults("Bad studies", "DICOM series, zips, .mha and .nrrd, odd or damaged")
 REAL = os.environ.get("REAL_DATA_DIR")
 real_data = pytest.mark.skipif(not REAL, reason="REAL_DATA_DIR names no folder of real CT data")
 SPACING = (8.0, 0.75, 0.75)
@@ -253,6 +254,7 @@ FAULTS = {
 }
 
 
+@BAD
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_faulty_series_is_refused_in_one_line(name, slices, tmp_path):
     change, words = FAULTS[name]
@@ -319,6 +321,7 @@ def test_a_zip_is_read_like_its_folder_and_leaves_nothing_behind(slices, hu, tmp
     assert not [*temporary.iterdir()]
 
 
+@BAD
 @pytest.mark.parametrize("fault", ["no zip", "leads outside", "no DICOM in it"])
 def test_a_bad_zip_is_refused(fault, tmp_path):
     path = tmp_path / "a.zip"
@@ -334,6 +337,7 @@ def test_a_bad_zip_is_refused(fault, tmp_path):
 DAMAGES = ["cut off", "turned bytes", "nothing but its mark", "another size", "empty folder"]
 
 
+@BAD
 @pytest.mark.parametrize("fault", DAMAGES)
 def test_damaged_files_are_refused(fault, slices, tmp_path):
     if fault == "another size":
@@ -430,6 +434,7 @@ def test_formats_of_research_tools(ending, direction, hu, tmp_path):
         assert np.array_equal(read_mask(tmp_path / "mask.nrrd", study), hu > 0)
 
 
+@BAD
 @pytest.mark.parametrize("ending", [".mha", ".nrrd"])
 @pytest.mark.parametrize("fault", ["damaged", "cut off", "colours", "flat"])
 def test_bad_files_of_research_tools_are_refused(ending, fault, hu, tmp_path):
