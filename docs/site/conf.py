@@ -49,13 +49,17 @@ def plain_text(app, what, name, thing, options, lines) -> None:
     """Docstrings are plain text: nothing in them is a mark. "name:" becomes bold."""
     text = re.sub(r"([\\*|_])", r"\\\1", "\n".join(lines))
     word = r"[a-z][\w\\]*"
-    text = re.sub(rf"(?:^|(?<=[.;] ))((?:{word}, )*{word}:)(?= )", r"**\1**", text, flags=re.M)
+    start = r"(?:\A|(?<=\n\n)|(?<=[.;]\s))"
+    text = re.sub(rf"{start}((?:{word},\s)*{word}:)(?=\s)", r"**\1**", text)
     lines[:] = text.split("\n")
 
 
 def visit_math(writer, node) -> None:
     """Formulas as MathML, which browsers draw by themselves."""
-    writer.body.append(tex2mathml(node.astext(), as_block=node.tagname == "math_block"))
+    is_block = node.tagname == "math_block"
+    formula = tex2mathml(node.astext(), as_block=is_block)
+    scrolled = f'<div class="formula" tabindex="0">{formula}</div>'  # on a narrow screen
+    writer.body.append(scrolled if is_block else formula)
     raise SkipNode
 
 
