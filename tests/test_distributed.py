@@ -222,7 +222,7 @@ def test_the_command_runs_without_torchrun(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         command_line(["--dataset", str(tmp_path / "none"), *places])
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "no folder with studies/" in said
+    assert said.count("\n") == 1 and "no studies there" in said
 
 
 @pytest.mark.parametrize("told", [{}, {"RANK": "0"}, {"RANK": "0", "LOCAL_RANK": "0"}])

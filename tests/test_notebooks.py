@@ -70,19 +70,6 @@ def test_11_alone_does_without_dask(tmp_path, tmp_path_factory):
     assert said.count('the package "distributed"') == 1
 
 
-def faults_found(folder):
-    return {line["check"] for line in results(folder / "runs", "12")["findings"]}
-
-
-def test_12_alone_finds_what_is_wrong_in_a_hospitals_export(tmp_path):
-    run_alone("12", tmp_path)
-    found = results(tmp_path / "runs", "12")
-    assert (found["n_studies"], found["n_patients"]) == (25, 24)
-    assert faults_found(tmp_path) >= {"problem", "content", "air", "vessels", "lung_base"}
-    for written in [*(tmp_path / "data").rglob("*.csv"), *(tmp_path / "runs").rglob("*.json")]:
-        assert "Phantom^" not in written.read_text(), "a patient's name"
-
-
 def test_12_alone_takes_what_kaggle_holds_and_does_without_dicom(tmp_path, tmp_path_factory):
     """Unpacked studies, in a folder with blanks in its name, that nobody may write to."""
     none = tmp_path_factory.mktemp("none")
@@ -263,9 +250,9 @@ def test_a_folder_of_real_studies_runs_through_the_notebooks_on_studies(real_dat
     assert len(studies) == 16
     parameters = {"DATASET": str(tmp_path / "mine"), "PROFILE": "tiny"}
     environment = {"PYTHONPATH": str(runner.ROOT), "TQDM_DISABLE": "1"}
-    for number in ("01", "05", "06"):  # the others take what 01 makes, or a study of their own
+    for number in ("01", "06"):  # the others take what these make, or a study of their own
         executed = tmp_path / "out" / f"{number}.ipynb"
         more = {"EXTERNAL": str(tmp_path / "mine" / "studies" / "CT-2")} if number == "06" else {}
         runner.execute(NUMBERED[number], executed, parameters | more, tmp_path, environment)
-    assert len(list((tmp_path / "runs").glob("*/results.json"))) == 3
+    assert len(list((tmp_path / "runs").glob("*/results.json"))) == 2
     assert len(results(tmp_path / "runs", "06")["external"]) == 8

@@ -218,6 +218,8 @@ def test_quick_12_finds_the_planted_faults_and_no_others(quick_runs):
     assert {check: checks.count(check) for check in checks} == planted
     traits = {name: apart for name, *_, apart in found["traits"]}
     assert [name for name, apart in traits.items() if apart] == ["lung"]
+    for written in (*quick_runs.parent.glob("data/**/*.csv"), *quick_runs.glob("12*/*.json")):
+        assert "Phantom^" not in written.read_text(), "a patient's name"
     print(found["auc"])
     assert found["auc"]["trained here"][0] > 0.75 and found["auc"]["course"][0] > 0.7
 

@@ -202,7 +202,9 @@ def _mosmed_files(place) -> list[Path]:
 
 
 def _niftis(folder, pattern) -> list[Path]:
-    return [file for file in _files(folder.glob(pattern)) if NIFTI.search(file.name)]
+    """What is named as a NIfTI file; a folder of that name, too: it is refused, not passed over."""
+    found = sorted(folder.glob(pattern))
+    return [file for file in found if NIFTI.search(file.name) and not is_system_file(file.name)]
 
 
 def _in_mosmed(root) -> pd.DataFrame:
