@@ -109,6 +109,7 @@ repo-url: .venv/installed
 
 # requirements.lock: the versions in .venv, and what goes with them on other systems and Pythons
 lock: .venv/installed-dev
+	$(RUN) -m pip install --quiet --disable-pip-version-check "uv>=0.5"
 	$(RUN) -m pip freeze --quiet > .venv/requirements.lock
 	$(RUN) -m uv pip compile --quiet --universal --python-version 3.10 --no-annotate \
 		--custom-compile-command "make lock, with $$($(RUN) --version) in .venv" \

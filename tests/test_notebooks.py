@@ -18,7 +18,7 @@ from helpers.ct.studies import read_study
 from helpers.phantom import dicom_export, simulate
 
 HAS_REAL_DATA = Path(os.environ.get("REAL_DATA_DIR") or "none").is_dir()
-ELSEWHERE = (IN_BROWSER if CHROMIUM else ()) + (("02", "08", "09") if HAS_REAL_DATA else ())
+ELSEWHERE = (IN_BROWSER if CHROMIUM else ()) + (("02", "08") if HAS_REAL_DATA else ())
 NUMBERED = {file.stem[:2]: file for file in FILES}
 
 
@@ -180,12 +180,11 @@ def test_03_fetches_a_real_scan_and_goes_on_without(is_right, real_data, tmp_pat
     assert ("No real scan this time" in said) is not is_right
 
 
-@pytest.mark.parametrize(("name", "least"), [("*ricord*", 0.5), ("*_LPS_*", 0)])
-def test_02_alone_reads_real_volumes(name, least, real_data, tmp_path):
-    """Of two orientations and sizes; test_volumes reads them all. least: black after the cast."""
-    run_alone("02", tmp_path, STUDY=str(next((real_data / "volumes").glob(name))))
+def test_02_alone_reads_a_real_volume(real_data, tmp_path):
+    """test_volumes reads them all."""
+    run_alone("02", tmp_path, STUDY=str(next((real_data / "volumes").glob("*_LPS_*"))))
     found = results(tmp_path / "runs", "02")
-    assert found["largest_difference"] <= 1 and least < found["black_after_cast"] < 0.95
+    assert found["largest_difference"] <= 1 and 0 < found["black_after_cast"] < 0.95
 
 
 def test_08_alone_audits_the_real_covid_ct(real_data, tmp_path):
@@ -220,17 +219,15 @@ def test_08_works_twice_on_a_read_only_data_set(tmp_path):
             path.chmod(path.stat().st_mode | 0o200)
 
 
-@pytest.mark.parametrize("number", ["09", "10"])
-def test_09_and_10_alone_train_on_the_real_covid_ct(number, real_data, tmp_path):
+def test_10_alone_trains_on_the_real_covid_ct(real_data, tmp_path):
     """Short: one seed, two epochs. What a full training reaches stands in the README."""
-    more = {"DATASET": "", "SLICES": str(real_data / "luna_slices")} if number == "10" else {}
-    run_alone(number, tmp_path, IMAGES=str(real_data / "covid_ct"), **more)
-    found = results(tmp_path / "runs", number)
+    more = {"DATASET": "", "SLICES": str(real_data / "luna_slices")}
+    run_alone("10", tmp_path, IMAGES=str(real_data / "covid_ct"), **more)
+    found = results(tmp_path / "runs", "10")
     for score in found["scores"].values():
         assert all(0 <= low <= value <= high <= 1 for value, low, high in score.values())
-    if number == "10":
-        # of the 425 training images the cleaned split moves or leaves out five
-        assert found["n_unlabelled"] == {"COVID-CT, training": 420, "further slices": 700}
+    # of the 425 training images the cleaned split moves or leaves out five
+    assert found["n_unlabelled"] == {"COVID-CT, training": 420, "further slices": 700}
 
 
 def test_a_folder_of_real_studies_runs_through_the_notebooks_on_studies(real_data, tmp_path):
