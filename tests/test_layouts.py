@@ -12,10 +12,11 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from test_cohort import count_calls
 
 from helpers.course import runs, sources
 from helpers.ct import dicom, layouts
-from helpers.ct.cache import _preprocess_one, preprocess_cohort
+from helpers.ct.cache import preprocess_cohort
 from helpers.ct.cohort import (
     TASKS,
     CohortError,
@@ -71,15 +72,6 @@ def refused(root, match, error=CohortError):
 
 def build(root, table, where):
     return preprocess_cohort(table, root, where, SIZE, workers=1)
-
-
-def count_calls(monkeypatch):
-    calls = []
-    real = _preprocess_one
-    monkeypatch.setattr(
-        "helpers.ct.cache._preprocess_one", lambda *a: calls.append(a[0]) or real(*a)
-    )
-    return calls
 
 
 def contents(folder):

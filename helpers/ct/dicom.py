@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from helpers.ct.nifti import Stored, UnreadableStudy, check_spacing, one_line
+from helpers.ct.nifti import MIN_SLICES, Stored, UnreadableStudy, check_spacing, one_line
 from helpers.storage.archives import ArchiveError, unpack_zip
 from helpers.storage.downloads import DownloadError
 from helpers.storage.files import is_system_file
@@ -33,7 +33,6 @@ TAGS += ["PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient", "Num
 TAGS += ["SamplesPerPixel", "PhotometricInterpretation"]
 TAGS += ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"]
 INDEX = "1.2.840.10008.1.3.10"  # the kind of file that DICOMDIR is
-MIN_SLICES = 8
 IN_RAS = np.diag([-1.0, -1.0, 1.0])  # DICOM and ITK count to the left and to the back
 MOST_TILTED = 1.0  # degrees between the stack of slices and their normal
 MOST_UNEVEN = 0.2  # of a step, from where a slice lies to where it should
@@ -45,17 +44,16 @@ WHOLE = "export the whole series again"
 class Series:
     """One series of parallel slices of one size, in the order of their positions.
 
-    files: one a slice, or one for all of them. frames: each slice's place in its file. study,
-    uid: DICOM's numbers for the examination and the series, made up by the scanner; not to be
-    shown. orientation: (2, 3), in which direction columns and rows are counted, (L, P, S).
-    positions: (D, 3), mm, of each slice's first pixel. pixel: mm between rows and between columns.
+    files: one a slice, or one for all of them. frames: each slice's place in its file. study:
+    DICOM's number for the examination, not to be shown. orientation: (2, 3), in which direction
+    columns and rows are counted, (L, P, S). positions: (D, 3), mm, of each slice's first pixel.
+    pixel: mm between rows and between columns. fault: why it cannot be read, or "".
     """
 
     files: list[Path]
     frames: list[int]
     description: str
     study: str
-    uid: str
     matrix: tuple[int, int]
     orientation: np.ndarray
     positions: np.ndarray
@@ -257,7 +255,6 @@ def _series(slices) -> Series:
         [frame for _, frame, *_ in slices],
         " ".join(words.split())[:40] or "without a description",
         str(header.get("StudyInstanceUID")),
-        str(header.get("SeriesInstanceUID")),
         (int(header.Rows), int(header.Columns)),
         orientation,
         positions,

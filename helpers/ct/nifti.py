@@ -25,6 +25,7 @@ ENDINGS = (".nii", ".nii.gz", ".hdr", ".img")
 GZIP_MAGIC = b"\x1f\x8b"
 GZIP_RATIO = 1100  # gzip packs no more than 1032 bytes into one
 MAX_BYTES = 4 << 30
+MIN_SLICES = 8  # of a chest CT, in any format
 SPACINGS = (0.05, 50)  # mm
 GIVE = "give a .nii.gz, .nii, .mha or .nrrd file, or a folder of DICOM slices"
 REDO = "convert the original CT again"

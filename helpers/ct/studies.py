@@ -16,11 +16,10 @@ import nibabel as nib
 import numpy as np
 
 from helpers.ct import nifti
-from helpers.ct.nifti import UnreadableStudy
+from helpers.ct.nifti import MIN_SLICES, UnreadableStudy
 
 AIR = -1000
 AXES = ("S", "P", "L")
-MIN_SLICES = 8
 # Between which HU a chest CT has air and soft tissue, each at least a twentieth of it. In the eight
 # real studies that the tests read it is a third or more.
 TISSUES = {"air": (-1200, -500), "soft tissue": (-150, 300)}
