@@ -26,8 +26,20 @@ from helpers.course.runner import notebook_files, repository_url  # noqa: E402
 # the parts of the contents and their pages, in order; what is not there is left out
 CONTENTS = {
     "The course": ["scroll.md", "notebooks/*.ipynb"],
-    "To look up": ["docs/glossary.md", "about.md", "api/index.md"],
-    "What was measured": ["docs/statistics.md", "docs/transfer.md", "docs/speed.md", "docs/gpu.md"],
+    "To run and look up": [
+        "docs/running.md",
+        "docs/troubleshooting.md",
+        "docs/data.md",
+        "docs/glossary.md",
+        "api/index.md",
+    ],
+    "What was measured": [
+        "docs/results.md",
+        "docs/transfer.md",
+        "docs/statistics.md",
+        "docs/speed.md",
+        "docs/gpu.md",
+    ],
     "To teach and take part": [
         "docs/instructors/index.md",
         "docs/instructors/*.md",
@@ -42,9 +54,9 @@ MODULES = [
     *("scores.metrics", "figures.viewers", "course.runs"),
 ]
 CODE = r"(?s:```.*?```)|`[^`\n]*`"
-# where no word is linked: code, formulas, what is folded, links and their like, tags, headings
+# where no word is linked: code, formulas, folds, references, links and their like, tags, headings
 NOT_PROSE = CODE + (
-    r"|(?s:\$\$.*?\$\$|<(details|a|span)\b.*?</\1>)|\$[^$\n]+\$|!?\[[^\]]*\]\([^)]*\)"
+    r"|(?s:\$\$.*?\$\$|<(details|a|span)\b.*?</\1>|\*\*References\*\*.*?(?=\n\n|\Z))|\$[^$\n]+\$|!?\[[^\]]*\]\([^)]*\)"
     r"|<[^>]+>|^#.*"
 )
 ROW = re.compile(r"^\| (?P<word>[^|]+) \| (?P<meaning>[^|]+) \| (?P<number>\d+) \|$", re.M)
@@ -59,8 +71,7 @@ def anchor(row) -> str:
 
 def word_pattern(word) -> str:
     """How a word looks in a text: "fold, cross-validation" is two words, "fold" also "folds"."""
-    word = re.sub(r" \(.*\)", "", word)
-    forms = [word] if " and " in word else re.split(", | to ", word)
+    forms = re.split(", | to ", re.sub(r" \(.*\)", "", word))
     forms = [form for form in forms if form[0].isalpha()]
     forms += [form[:-1] + "ies" for form in forms if form.endswith("y")]
     forms += [form[:-2] + "es" for form in forms if form.endswith("is")]
@@ -82,6 +93,11 @@ def link_words(texts, rows, page="../docs/glossary.html") -> list[str]:
             texts[i] = f"{before}{start}{match[0]}</a>{after}"
             break
     return texts
+
+
+def whole_intervals(text) -> str:
+    """No line is broken within "[0.86, 1.00]"."""
+    return re.sub(r"(\[[−-]?[\d.]+,) (?=[−-]?[\d.]+\])", "\\1\u00a0", text)
 
 
 def glossary_page(text, names) -> str:
@@ -110,7 +126,8 @@ def resolve_links(text, page, pages, repository) -> str:
         return f"]({repository}/{kind}/main/{path}{'#' * bool(part)}{part})"
 
     text = BADGE.sub(r"[\1](\2)", text).replace("```mermaid", "```text")
-    return re.sub(rf"{CODE}|\]\((?P<link>[^)\s]+)\)", change, text)
+    text = re.sub(rf"{CODE}|\]\((?P<link>[^)\s]+)\)", change, text)
+    return re.sub(r"^\|.*", lambda row: whole_intervals(row[0]), text, flags=re.M)
 
 
 def notebook_page(notebook, name, rows, pages, repository):
@@ -122,6 +139,8 @@ def notebook_page(notebook, name, rows, pages, repository):
             for about in output.get("metadata", {}).values():
                 if "alt" in about:
                     cell.metadata["mystnb"] = {"image": {"alt": about["alt"]}}
+            if table := output.get("data", {}).get("text/html"):
+                output.data["text/html"] = whole_intervals(table)
     first, *others = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
     own = [row for row in rows if int(row["number"]) == int(name[:2])]
     linked = link_words([cell.source for cell in others], own)
@@ -133,23 +152,49 @@ def notebook_page(notebook, name, rows, pages, repository):
     return notebook
 
 
+def pausable(text) -> str:
+    """Give every GIF a still beside it; static/motion.js changes between the two."""
+    still = (
+        '<picture class="motion">'
+        '<source srcset="{}.jpg" media="(prefers-reduced-motion: reduce), (max-width: 600px)">{}'
+        "</picture>"
+    )
+    gif = r'<img src="(.*?)\.gif".*?/>'
+    return re.sub(gif, lambda match: still.format(match[1], match[0]), text)
+
+
 def readme_parts(text) -> dict[str, str]:
-    """What the front page takes from the README, by name; `rest` is what it leaves."""
+    """What the front page takes from the README, by name."""
     head, *sections = re.split(r"^## ", text, flags=re.M)
     sections = dict(section.split("\n", 1) for section in sections)
     title, promise = head.removeprefix("# ").split("\n", 1)
     promise, gifs, note = re.split(r"((?:^\|.*\n)+)", promise, maxsplit=1, flags=re.M)
-    commands = re.search(r"```bash\n.*?```", sections.pop("Two commands"), re.S)[0]
-    rows = [row.split("|") for row in re.findall(r"^\|.*", sections.pop("Notebooks"), re.M)]
-    rows[0][1] = " no. "  # what reads a page aloud wants a name for every column
+    commands = re.search(r".*?```bash\n.*?```", sections["Two commands"], re.S)[0]
+    _, table, about = re.split(r"((?:^\|.*\n)+)", sections["Notebooks"], maxsplit=1, flags=re.M)
+    columns = [row.split("|")[2:5] for row in table.splitlines()]
+    rows = [f"|{'|'.join(row)}|" for row in columns]
     return {
         "title": title,
         "promise": promise,
-        "gifs": re.sub(r"^\| +\|", "| size |", gifs) + note,
+        # what reads a page aloud wants a name for every column
+        "gifs": pausable(re.sub(r"^\| +\|", "| size |", gifs)),
+        "note": note,
         "commands": commands,
-        "map": "\n".join("|".join(row[:4]) + "|" for row in rows),
-        "rest": "".join(f"## {name}\n{section}" for name, section in sections.items()),
+        # a link without words shows the title of its page
+        "map": re.sub(r"\[.*?\]\(", "[](", "\n".join(rows)) + "\n" + about,
+        "results": sections["Results"],
+        "data": re.search(r"(?:^(?:- |  ).*\n)+", sections["Data and licences"], re.M)[0],
     }
+
+
+def draw_stills(folder) -> None:
+    """The middle frame of every GIF, beside it."""
+    from PIL import Image
+
+    for file in folder.glob("*.gif"):
+        with Image.open(file) as gif:
+            gif.seek(gif.n_frames // 2)
+            gif.convert("L").save(file.with_suffix(".jpg"), quality=85)
 
 
 def draw_studies(folder) -> None:
@@ -185,6 +230,7 @@ def prepare(source, notebooks, modules=MODULES, with_studies=True) -> None:
     shutil.copytree(ROOT / "docs/site", source)
     extra = source / "extra"  # goes to the site as it is
     shutil.copytree(ROOT / "gifs", extra / "gifs")
+    draw_stills(extra / "gifs")
     (extra / "notebooks").mkdir()
     if with_studies:
         draw_studies(extra / "studies")
@@ -214,7 +260,6 @@ def prepare(source, notebooks, modules=MODULES, with_studies=True) -> None:
 
     readme = resolve_links(read(ROOT / "README.md"), "README.md", files, repository)
     parts = readme_parts(readme)
-    texts["about.md"] = f"# About the course\n\n{parts['rest']}"
     lines = ["# What the notebooks import", ""]
     for module in modules:
         code = read(ROOT / "helpers" / f"{module.replace('.', '/')}.py")
