@@ -1,9 +1,11 @@
 """Features of slices computed once, and trainings that begin with them."""
 
+import os
 import zlib
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from helpers.learn.devices import Scans
 from helpers.learn.features import cross_validate, encode_scans, folds, train_fold
 from helpers.learn.networks import BiLSTMClassifier, SliceEncoder, adjacent_slices
 from helpers.learn.prediction import predict
+from helpers.storage.processes import kill
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -149,6 +152,22 @@ def test_cross_validation_by_a_loop_over_its_folds(cohort, tmp_path):
             assert np.array_equal(found[k, fold_of == fold], probability)
             answers.append(predict(model, outside, np.arange(6), device="cpu")[0])
     np.testing.assert_allclose(elsewhere, np.mean(answers, axis=0), atol=1e-7)
+
+
+@pytest.mark.skipif(joblib.cpu_count() < 2, reason="needs two cores")
+def test_a_killed_process_of_a_cross_validation_in_one_line(cohort, tmp_path):
+    here, (features, *others) = os.getpid(), cohort
+    options = {"epochs": 1, "batch_size": 8, "device": "cpu"}
+
+    def make(seed, fold):  # as in a notebook: nothing that another process could import
+        if fold == 3 and os.getpid() != here:
+            kill(os.getpid())
+        return small(seed, fold)
+
+    with pytest.raises(RuntimeError, match="^a process was killed, most likely"):
+        cross_validate(make, features, *others, tmp_path, 4, (0,), **options)
+    found, _ = cross_validate(small, features, *others, tmp_path, 4, (0,), **options)
+    assert np.isfinite(found).all()
 
 
 def test_a_finished_cross_validation_is_loaded_and_a_broken_one_goes_on(

@@ -7,12 +7,15 @@ of sequences from a pool.
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
+import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import BrokenExecutor, Executor
 from functools import partial
 from pathlib import Path
 
+import joblib
 import numpy as np
 import torch
 from torch import nn
@@ -24,6 +27,7 @@ from helpers.learn.devices import Scans, autocast, has_bf16, pick_device, pick_p
 from helpers.learn.networks import adjacent_slices, usual_chunk
 from helpers.learn.prediction import predict
 from helpers.storage.files import write_whole
+from helpers.storage.processes import KILLED
 from helpers.storage.progress import progress
 
 
@@ -211,26 +215,48 @@ def cross_validate(
 
     Each seed deals the patients into `n_folds` anew (`folds`) and trains a network without each
     fold (`train_fold`), so there are n_folds * len(seeds) trainings; a finished one is loaded from
-    `run_dir`. Returns the probability of every scan by each seed, (len(seeds), N), and the mean
-    probability by all networks of the scans in `outside`, (n,), which are of another cohort; None
-    without them. views: see `train_fold`. What is reported of the cohort itself is the mean over
-    the seeds, with an interval by patient.
+    `run_dir`. On a CPU, trainings on features run side by side, one thread each. Returns the
+    probability of every scan by each seed, (len(seeds), N), and the mean probability by all
+    networks of the scans in `outside`, (n,), which are of another cohort; None without them. views:
+    see `train_fold`. What is reported of the cohort itself is the mean over the seeds, with an
+    interval by patient. RuntimeError if a process was killed.
     """
     found, elsewhere = np.empty((len(seeds), len(labels))), []
     jobs = [(k, fold) for k in range(len(seeds)) for fold in range(n_folds)]
     fold_of = [folds(labels, patients, n_folds, seed) for seed in seeds]
-    for k, fold in progress(jobs, desc="folds", unit="training"):
-        model, probability = train_fold(
-            *(make_model, data, labels, fold_of[k], fold),
-            *(Path(run_dir) / f"seed{seeds[k]}-fold{fold}", seeds[k], views),
+    places = [Path(run_dir) / f"seed{seeds[k]}-fold{fold}" for k, fold in jobs]
+    calls = [
+        joblib.delayed(_predict_fold)(
+            *(outside, make_model, data, labels, fold_of[k], fold, place, seeds[k], views),
             **options,
         )
-        found[k, fold_of[k] == fold] = probability
-        if outside is not None:
-            rows = np.arange(len(outside))
-            kinds = {name: options[name] for name in ("device", "precision") if name in options}
-            elsewhere.append(predict(model, outside, rows, **kinds)[0])
-    return found, np.mean(elsewhere, axis=0) if elsewhere else None
+        for (k, fold), place in zip(jobs, places, strict=True)
+    ]
+    workers = 1
+    if data.ndim == 3 and pick_device(options.get("device", "auto")).type == "cpu":
+        n_new = sum(not (place / "last.pt").exists() for place in places)
+        workers = max(1, min(joblib.cpu_count(), n_new // 2))  # a process takes seconds to start
+    with joblib.parallel_config("loky", inner_max_num_threads=1):
+        answers = joblib.Parallel(workers, return_as="generator")(calls)
+    bar = progress(answers, desc="folds", total=len(jobs), unit="training")
+    try:
+        for (k, fold), (inside, there) in zip(jobs, bar, strict=True):
+            found[k, fold_of[k] == fold] = inside
+            elsewhere.append(there)
+    except BrokenExecutor:
+        raise RuntimeError(KILLED) from None
+    return found, None if outside is None else np.mean(elsewhere, axis=0)
+
+
+def _predict_fold(outside, *arguments, **options):
+    """One training of `cross_validate`: the probabilities of its fold and of `outside`, or None."""
+    if multiprocessing.current_process().name != "MainProcess":
+        os.environ["TQDM_DISABLE"] = "1"  # its bars would mix with those of the other processes
+    model, inside = train_fold(*arguments, **options)
+    if outside is None:
+        return inside, None
+    kinds = {name: options[name] for name in ("device", "precision") if name in options}
+    return inside, predict(model, outside, np.arange(len(outside)), **kinds)[0]
 
 
 def order_question(

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
-
-if TYPE_CHECKING:
-    pass
 
 
 def progress(*arguments, **options):
