@@ -8,7 +8,7 @@ COLAB_PYTHON ?= python3.13
 RUN = .venv/bin/python
 
 .PHONY: course test check processors test-colab benchmark experiments gpu lab notebooks student solutions classroom \
-	gifs diagrams repo-url lock site lint clean
+	gifs diagrams repo-url lock site slides lint clean
 .DEFAULT_GOAL := course
 
 .venv/installed: requirements.txt
@@ -99,6 +99,10 @@ diagrams: .venv/installed
 site: .venv/installed-site
 	$(RUN) docs/build_site.py
 
+# A talk for each notebook, from its figures, in slides/: each is one file that needs no connection
+slides: .venv/installed
+	$(RUN) docs/build_slides.py
+
 # The README's GIFs of the phantom
 gifs: .venv/installed
 	$(RUN) -m helpers.course.runner gifs
@@ -138,4 +142,4 @@ lint: .venv/installed-dev
 	$(RUN) -m ruff format --check .
 
 clean:
-	rm -rf runs site data/phantom-*
+	rm -rf runs site slides data/phantom-*
