@@ -150,6 +150,71 @@ def test_other_ways_to_write_the_pixels(how, slices, hu, tmp_path):
     assert np.array_equal(read_quietly(dicom_export.write(slices, tmp_path)).hu, hu)
 
 
+def bare(slices, folder, encoding, has_meta):
+    """The slices as old archives hold them: without the preamble, or its group 2 as well."""
+    folder.mkdir()
+    for k, one in enumerate(slices):
+        one.file_meta.TransferSyntaxUID = UIDS[encoding]
+        if not has_meta:
+            del one.file_meta
+        is_implicit = encoding == "implicit"
+        options = {} if has_meta else {"implicit_vr": is_implicit, "little_endian": True}
+        one.save_as(folder / f"IM{k:04}", enforce_file_format=False, **options)
+        assert (folder / f"IM{k:04}").read_bytes()[128:132] != b"DICM"
+    return folder
+
+
+UIDS = {"implicit": "1.2.840.10008.1.2", "explicit": "1.2.840.10008.1.2.1"}
+without_preamble = pytest.mark.parametrize("has_meta", [True, False], ids=["group 2", "bare"])
+
+
+@pytest.mark.parametrize("encoding", UIDS)
+@without_preamble
+def test_files_without_the_preamble_read_like_those_with_it(encoding, has_meta, slices, tmp_path):
+    usual = read_quietly(dicom_export.write(slices, tmp_path / "usual"))
+    folder = bare(slices, tmp_path / "bare", encoding, has_meta)
+    study = read_quietly(folder)
+    assert np.array_equal(study.hu, usual.hu) and np.array_equal(study.affine, usual.affine)
+    assert_same(study, *by_simpleitk(folder))
+    assert np.array_equal(read_quietly(folder / "IM0003").hu, usual.hu)
+    for number in (4, 4):  # once there twice, and then cut off
+        shutil.copy(folder / f"IM{number:04}", folder / "again")
+    with pytest.warns(UserWarning, match="slices there twice and taken once: 1"):
+        assert np.array_equal(read_study(folder).hu, usual.hu)
+    (folder / "again").write_bytes((folder / "again").read_bytes()[:-300])
+    assert_refused(folder, "in the same place")
+
+
+@real_data
+@pytest.mark.parametrize("name", ["cptac_explicit_le_9mm", "covidctmd_jpeg_lossless_8mm"])
+def test_real_files_without_the_preamble_read_like_those_with_it(name, tmp_path):
+    for file in Path(REAL, "dicom", name).iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes()[132:])
+    usual = read_quietly(Path(REAL, "dicom", name))
+    assert np.array_equal(read_quietly(tmp_path).hu, usual.hu)
+
+
+JUNK = {
+    "text": b"see the other folder\n" * 20,
+    "zeros": bytes(2000),
+    "a picture": b"\x89PNG\r\n\x1a\n" + bytes(200),
+    "one element": b"\x08\x00\x05\x00CS\x0a\x00ISO_IR 100" + b"no other" * 30,
+    "the same element again": b"\x08\x00\x05\x00CS\x02\x00ab" * 20,
+    "a length beyond its end": b"\x08\x00\x05\x00CS\xff\xff" + bytes(200),
+    "another group": b"\x10\x00\x10\x00PN\x02\x00ab\x10\x00\x20\x00LO\x02\x00ab" + bytes(99),
+    "too short": b"\x08\x00\x05\x00CS",
+}
+
+
+@BAD
+@pytest.mark.parametrize("kind", JUNK)
+def test_what_only_begins_like_dicom_is_none(kind, slices, hu, tmp_path):
+    folder = dicom_export.write(slices, tmp_path)
+    (folder / "notes.bin").write_bytes(JUNK[kind])
+    assert np.array_equal(read_quietly(folder).hu, hu)
+    assert_refused(folder / "notes.bin", "neither DICOM nor named as a NIfTI file")
+
+
 def multi_frame(slices, order):
     """One data set with all slices as frames, in this order, each with its groups (C.8.15.3)."""
     made = copy.deepcopy(slices[0])
@@ -236,19 +301,23 @@ def twice(slices, change):
 
 
 FAULTS = {
-    "one slice missing": (lambda s: without(s, 5), "misses 1 slices"),
-    "the last but one missing": (lambda s: without(s, 10), "misses 1 slices"),
-    "three slices missing": (lambda s: without(s, 4, 5, 8), "misses 3 slices"),
+    "one slice missing": (
+        lambda s: without(s, 5),
+        "missing slices: 1 (slice 5 lies 16.0 mm before",
+    ),
+    "the last but one missing": (lambda s: without(s, 10), "missing slices: 1 (slice 10 lies"),
+    "three slices missing": (lambda s: without(s, 4, 5, 8), "missing slices: 3"),
     "uneven": (lambda s: shifted(s, lambda k: 3 * (k % 2)), "mm apart"),
     "tilted": (leaning, "tilted gantry"),
-    "two acquisitions": (lambda s: twice(s, True), "different images in the same place"),
+    "two acquisitions": (lambda s: twice(s, True), "images in the same place (slices: 1)"),
     "too few": (lambda s: s[:5], "no axial series of 8 slices or more"),
     "coronal": (lambda s: put(s, ImageOrientationPatient=[1, 0, 0, 0, 0, -1]), "no axial series"),
     "no positions": (lambda s: put(s, ImagePositionPatient=None), "where its slices lie"),
+    "bent": (lambda s: put(s, ImageOrientationPatient=[1, 0, 0, 0.6, 0.8, 0]), "right angles"),
     "no spacing": (lambda s: put(s, PixelSpacing=None), "where its slices lie"),
     "wrong spacing": (lambda s: put(s, PixelSpacing=[500.0, 500.0]), "500"),
     "two spacings": (lambda s: put(s[:3], PixelSpacing=[1, 1]) + s[3:], "pixel spacings"),
-    "MR": (lambda s: put(s, Modality="MR"), "no CT image"),
+    "MR": (lambda s: put(s, Modality="MR", SOPClassUID=f"{dicom.CT_IMAGE}0"), "no CT image"),
     "turned grey": (lambda s: put(s, PhotometricInterpretation="MONOCHROME1"), "grey turned"),
     "no rescale": (lambda s: put(s, RescaleIntercept=0), "Hounsfield"),
 }
@@ -269,7 +338,7 @@ def test_small_unevenness_is_no_fault(slices, hu, tmp_path):
 
 def test_a_slice_that_is_there_twice_is_taken_once_with_a_warning(slices, hu, tmp_path):
     folder = dicom_export.write(twice(slices, False), tmp_path)
-    with pytest.warns(UserWarning, match="1 slices are there twice"):
+    with pytest.warns(UserWarning, match="slices there twice and taken once: 1"):
         study = read_study(folder)
     assert np.array_equal(study.hu, hu)
 
@@ -354,7 +423,7 @@ def test_damaged_files_are_refused(fault, slices, tmp_path):
         file.write_bytes(bytes(128) + b"DICM" + b"\xff" * 300)
         words = "IM0004: has a damaged header"
     elif fault == "another size":  # a series of its own, and here one slice is missing
-        words = "misses 1"
+        words = "missing slices: 1"
     else:
         shutil.rmtree(folder)
         folder.mkdir()
@@ -363,6 +432,72 @@ def test_damaged_files_are_refused(fault, slices, tmp_path):
         warnings.simplefilter("ignore")
         read_study(folder).hu  # noqa: B018
     assert "\n" not in str(refused.value)
+
+
+@BAD
+@pytest.mark.parametrize("fault", ["empty", "zeros", "a link to nothing", "cut", "another kind"])
+def test_a_last_slice_that_cannot_be_told_is_not_passed_over(fault, slices, tmp_path):
+    folder = dicom_export.write(slices, tmp_path)
+    file, words = folder / "IM0012", "is empty; copy it again"
+    content = file.read_bytes()
+    file.unlink()
+    if fault == "a link to nothing":
+        file.symlink_to("nowhere")
+        words = "cannot be opened"
+    else:
+        cut = content[: content.index(b"CHEST")]  # behind the modality, before the size
+        another = content.replace(b"CS\x02\x00CT", b"CS\x02\x00MR")
+        made = {"empty": b"", "zeros": bytes(5000), "cut": cut, "another kind": another}
+        file.write_bytes(made[fault])
+        words = "damaged header" if fault in ("cut", "another kind") else words
+    with pytest.raises(UnreadableStudy, match=f"IM0012: .*{words}"):
+        read_study(folder)
+
+
+@pytest.mark.faults("Random changes", "a DICOM slice cut, or its header changed", cases=150)
+def test_a_slice_changed_at_random_is_read_or_refused_in_one_line(slices, tmp_path):
+    file, rng = dicom_export.write(slices, tmp_path) / "IM0012", np.random.default_rng(0)
+    content = file.read_bytes()
+    n_header = len(content) - len(slices[0].PixelData)
+    for n in range(150):
+        place, changed = int(rng.integers(132, n_header)), bytearray(content)
+        if n % 3 == 0:
+            changed = changed[:place]
+        elif n % 3 == 1:
+            changed[place] ^= int(rng.integers(1, 256))
+        else:
+            changed[place : place + 8] = rng.bytes(8)
+        file.write_bytes(changed)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            try:
+                is_whole = len(read_study(tmp_path).hu) == 12
+                assert is_whole or "left out: 'CHEST 8.0 soft' (1)" in str(said[0].message)
+            except UnreadableStudy as error:
+                assert len(str(error).splitlines()) == 1
+
+
+@BAD
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+@pytest.mark.parametrize("kind", ["a slice", "a volume"])
+def test_a_name_in_latin_1_ends_no_process(kind, slices, hu, tmp_path):
+    if kind == "a slice":
+        path = dicom_export.write(slices, tmp_path)
+        os.rename(path / "IM0003", os.fsencode(path) + b"/M\xfcller")
+    else:
+        sitk.WriteImage(sitk.GetImageFromArray(hu), str(tmp_path / "a.mha"))
+        path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/M\xfcller.mha"))
+        os.rename(tmp_path / "a.mha", path)
+    with pytest.raises(UnreadableStudy, match="ller.*no UTF-8; rename it") as refused:
+        read_study(path).hu  # noqa: B018
+    assert "M\\udcfcller" in str(refused.value).encode().decode(), "it can be printed"
+
+
+@pytest.mark.parametrize("name", ["export.zip", "export.mha", "export.nii"])
+def test_a_folder_is_a_folder_whatever_its_name(name, slices, hu, tmp_path):
+    slices[0].PatientID = "P1"
+    folder = dicom_export.write(slices, tmp_path / name)
+    assert np.array_equal(read_quietly(folder).hu, hu) and dicom.patient_of(folder) == "P1"
 
 
 def test_without_the_libraries_it_says_what_to_install(slices, tmp_path, monkeypatch):

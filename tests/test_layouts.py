@@ -101,7 +101,7 @@ def test_archives_as_they_unpack_are_mosmeddata_without_the_folder_studies(tmp_p
     assert label_studies(table).label.tolist() == [0, 0, 1, 1]
     assert label_studies(table, "ct0-ct1234").label.tolist() == [0, 0, 1, 1, 1]
     scan(tmp_path / "CT-23" / "other.nii.gz", 9)
-    with pytest.warns(UserWarning, match="1 files .* are left out.*other"):
+    with pytest.warns(UserWarning, match="left out below .*: 1 .*other.nii.gz\\)$"):
         find_studies(tmp_path)
 
 
@@ -181,7 +181,9 @@ def test_what_is_no_scan_is_left_out_with_a_word(hospital):
     (hospital / "covid" / ".DS_Store").write_text("x")
     (hospital / "papers").mkdir()
     (hospital / "readme.md").touch()
-    with pytest.warns(UserWarning, match="3 files or folders are no scans") as said:
+    with pytest.warns(
+        UserWarning, match="left out, because they are no scans of a class: 3 .*, \\.\\.\\."
+    ) as said:
         assert len(find_studies(hospital)) == 16
     assert len(said) == 1
 
@@ -240,7 +242,7 @@ def test_fingerprints_that_are_alike_become_longer(monkeypatch):
 
 def test_copies_in_class_folders_are_of_one_patient(hospital):
     shutil.copy(hospital / "covid" / "Schulz_1.nii", hospital / "covid" / "again.nii")
-    with pytest.warns(UserWarning, match="1 files are copies"):
+    with pytest.warns(UserWarning, match="copies, counted as the same patient: 1 "):
         table = find_studies(hospital).set_index("file")
     assert table.patient["covid/again.nii"] == table.patient["covid/Schulz_1.nii"]
     assert table.patient.nunique() == 16
@@ -252,14 +254,14 @@ def test_a_patient_who_is_named_for_a_scan_is_that_of_its_copy_too(tmp_path, nam
     copy = shutil.copy(original, tmp_path / "the copy.nii")
     patients = ["P1", "P1", ""] if named == "original" else ["", "P1", "P1"]
     columns = {"path": [original, other, copy], "label": [0, 1, 0], "patient": patients}
-    with pytest.warns(UserWarning, match="1 files are copies"):
+    with pytest.warns(UserWarning, match="copies, counted as the same patient: 1 "):
         assert find_studies(write(tmp_path / "t.csv", columns)).patient.nunique() == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
 def test_a_class_folders_name_in_latin_1_is_refused(hospital):
     os.rename(hospital / "covid", os.fsencode(hospital) + b"/covid M\xfcller")
-    refused(hospital, "cannot be printed; rename it")
+    refused(hospital, r"the name 'covid M\\udcfcller/.*' cannot be printed; rename it")
 
 
 @pytest.mark.parametrize("kind", ["nothing", "no classes", "no scans", "not there", "a text"])
@@ -336,7 +338,7 @@ def test_dicom_files_of_a_class_are_told_apart_by_study(tmp_path, monkeypatch):
             file.rename(target)
     (root / "covid" / "DICOMDIR").write_text("an index")
     scan(root / "normal" / "a.nii", 40)
-    with pytest.warns(UserWarning, match="1 files or folders are no scans.*DICOMDIR"):
+    with pytest.warns(UserWarning, match="no scans of a class: 1 .*DICOMDIR\\)$"):
         table = find_studies(root)
     assert table.file.tolist() == [*(f"covid/{c}IM0001.dcm" for c in "xyz"), "normal/a.nii"]
     assert table.patient[0] == table.patient[2] != table.patient[1]
@@ -494,25 +496,27 @@ WRONG = {
     "no label": (lambda c: drop(c, "label"), "has no column label or class or category"),
     "missing": (
         lambda c: {**c, "Path": ["a.nii", "b.nii", "c.nii", "d.nii", *c["Path"][4:]]},
-        r"4 of 16 lines name a scan that is not there \(line 2: 'a.nii', .*, \.\.\.\); paths count",
+        r"lines with a scan that is not there: 4 \(line 2: 'a.nii', .*, \.\.\.\); paths count",
     ),
     "unknown part": (
         lambda c: c | {"part": ["train"] * 15 + ["holdout"]},
-        "1 of 16 lines have no known part .line 17",
+        "lines without a known part: 1 .line 17",
     ),
-    "half a part": (lambda c: c | {"part": ["train"] * 15 + [""]}, "no known part"),
-    "empty label": (lambda c: changed(c, " LABEL", " "), "1 of 16 lines have no label"),
-    "empty path": (lambda c: changed(c, "Path", ""), "1 of 16 lines have no path .line 2"),
+    "half a part": (lambda c: c | {"part": ["train"] * 15 + [""]}, "without a known part"),
+    "empty label": (lambda c: changed(c, " LABEL", " "), "lines without a label: 1 "),
+    "empty path": (lambda c: changed(c, "Path", ""), "lines without a path: 1 .line 2"),
     "twice": (
         lambda c: changed(c, "Path", "./" + c["Path"][3]),
-        "2 of 16 lines name a scan twice .line 2.* line 5",
+        "lines that name the same scan: 2 .line 2.* line 5",
     ),
-    "no mask": (lambda c: changed(c, "mask", "m.nii"), "1 of 16 lines name a mask"),
+    "no mask": (lambda c: changed(c, "mask", "m.nii"), "lines with a mask that is not there: 1 "),
     "torn": (
         lambda c: c | {"part": ["train", "test"] * 8, "patient": ["p", "p", *range(14)]},
-        "2 of 16 lines put a patient into two parts .line 2.* line 3",
+        "lines with a patient of two parts: 2 .line 2.* line 3",
     ),
     "nothing": (lambda c: {key: [] for key in c}, "names no scan"),
+    "unprintable": (lambda c: changed(c, " LABEL", "co\u200bvid"), "unprintable label: 1 .line 2"),
+    "long": (lambda c: changed(c, "Path", "x" * 5000), "is not there: 1 .line 2: 'x{100}'"),
 }
 
 
@@ -532,12 +536,32 @@ def test_a_table_that_is_wrong_is_one_line(listed, kind, ending):
         ("a.csv", b"", "has no column path"),
         ("a.csv", b"PK\3\4\0\0\0", "has no column path"),
         ("a.csv", b"path,label\n\0.nii,1\n", "cannot be read|not there"),
-        ("a.csv", b"path,label\n" + b"x" * 200_000 + b",1\n", "cannot be read"),
+        ("a.csv", b"path,label\n" + b"x" * 200_000 + b",1\n", "cannot be read as CSV"),
     ],
 )
 def test_a_file_that_is_no_table_is_one_line(tmp_path, name, content, match):
     (tmp_path / name).write_bytes(content)
     refused(tmp_path / name, match)
+
+
+def test_lines_of_different_lengths_and_cells_of_several_lines_are_read(listed):
+    path, columns = listed
+    rows = [
+        f'{file},"{label}  \x0c\n 19",{"x," * n}'
+        for n, (file, label) in enumerate(zip(*columns.values(), strict=True))
+    ]
+    path.write_text("# ours\nPath,Label\n" + "\n".join(rows), encoding="utf-8")
+    assert {*quietly(path).category} == {"normal 19", "covid 19"}
+
+
+def test_a_file_without_permission_is_not_called_a_damaged_table(listed, monkeypatch):
+    path = write(*listed)
+
+    def closed(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", closed)
+    refused(path, "cannot be opened .Permission denied.; check its permissions")
 
 
 def test_a_table_written_on_windows_is_read_elsewhere(listed):
@@ -609,7 +633,7 @@ def test_a_tables_parts_are_the_split_if_they_can_be(tmp_path):
     assert not (tmp_path / "split.csv").exists()
     with pytest.raises(SplitError, match="a part has no study of one class"):
         saved_split(table.assign(label=[0, 1, 0, 1, 0, 0]), tmp_path / "split.csv")
-    with pytest.raises(SplitError, match="the column part puts 1 patients"):
+    with pytest.raises(SplitError, match="the column part has patients in two parts: 1, s0 first"):
         saved_split(table.assign(patient=["s0", "s1", "s0", *"abc"]), tmp_path / "split.csv")
 
 

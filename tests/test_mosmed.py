@@ -312,7 +312,7 @@ def test_kaggles_copy_holds_unpacked_studies(server, fetch, tmp_path):
     assert (root / files[0]).read_bytes() == b"a study"
     report = mosmed.verify(root)
     assert (report.count("unpacked"), report.count("mismatch")) == (2, 1108)
-    assert "2 studies are not packed (.nii): nothing to compare them with" in str(report)
+    assert "not packed (.nii), so nothing to compare them with: 2" in str(report)
     assert server.requests == []
 
 
@@ -330,7 +330,7 @@ def test_verify_tells_match_mismatch_and_damage(server, fetch, tmp_path, monkeyp
     assert counts == {"missing": 1104, "mismatch": 4, "match": 2}
     assert report.studies.loc[known, "status"].tolist() == ["match", "match"]
     assert "gzip CRC-32: 6 good" in str(report)
-    assert "warning: 4 studies" in str(report)
+    assert "not byte for byte those of the mirrors: 4" in str(report)
 
     bad = root / "studies/CT-0/study_0001.nii.gz"
     content = bytearray(packed(1))

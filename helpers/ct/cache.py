@@ -225,7 +225,7 @@ def _preprocess_all(table, root, folder, size, limits, executor, workers) -> pd.
         if executor is not own:
             raise
         n_done = len([*rows.glob("*.json")])
-        raise CohortError(f"{KILLED}: {n_done} studies are kept") from None
+        raise CohortError(f"{KILLED}: studies that are kept: {n_done}") from None
     finally:
         if own:
             own.shutdown(cancel_futures=True)

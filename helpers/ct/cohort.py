@@ -71,11 +71,7 @@ def labels_of(table, task="ct0-ct23") -> dict[str, int]:
     labels = TASKS[task or "ct0-ct23"]
     counts = table.category.value_counts(sort=False)
     known = {category for each in TASKS.values() for category in each}
-    is_foreign = len({*counts.index} - known) and {labels.get(c) for c in counts.index} < {
-        0,
-        1,
-        None,
-    }
+    is_foreign = {*counts.index} - known and {*map(labels.get, counts.index)} < {0, 1, None}
     return _guess_labels(counts) if is_foreign else labels
 
 
@@ -83,7 +79,7 @@ def _guess_labels(counts) -> dict[str, int]:
     """0 for the category that is called NEGATIVE and 1 for the other; CohortError otherwise."""
     plain = [re.sub("[^a-z0-9]", "", category.casefold()) for category in counts.index]
     labels = {c: int(p not in NEGATIVE) for c, p in zip(counts.index, plain, strict=True)}
-    listed = ", ".join(f"{category} ({n})" for category, n in counts[:10].items())
+    listed = ", ".join(f"{category[:40]} ({n})" for category, n in counts[:10].items())
     if len({*counts.index.str.casefold()}) != 2 or {*labels.values()} != {0, 1}:
         example = {category: k for k, category in enumerate(counts.index[:2])}
         text = f"the categories {listed} are of no known task"
@@ -143,7 +139,7 @@ def saved_split(table, path, fractions=(0.6, 0.15, 0.25), seed=0) -> pd.Series:
     counts = pd.crosstab(parts, table.label).reindex(PARTS, fill_value=0)
     if (counts < 1).any(axis=None):
         n_patients = table.patient.nunique()
-        text = f"{len(table)} studies of {n_patients} patients are too few"
+        text = f"too few studies ({len(table)}) or patients ({n_patients})"
         raise SplitError(f"{text}: a part has no study of one class")
     if is_new and not is_told:
         lines = pd.DataFrame({"study": table.study, "patient": table.patient, "part": parts})
@@ -163,7 +159,7 @@ def _stored_split(table, path) -> pd.Series:
         raise SplitError(f"{path}: is no split ({error}); {remedy}") from None
     unknown = table.study[~table.study.isin(stored.index)]
     if len(unknown):
-        studies = f"{len(unknown)} studies ({unknown.iloc[0]} ...)"
+        studies = f"{len(unknown)} of {len(table)} studies, {unknown.iloc[0]} first"
         raise SplitError(f"{path}: does not know {studies}; {remedy}")
     parts = table.study.map(stored).rename("part")
     _check_patients(table, parts, f"{path}:", remedy)
@@ -175,5 +171,5 @@ def _check_patients(table, parts, what, remedy):
     n_parts = parts.groupby(table.patient).nunique()
     torn = n_parts.index[n_parts > 1]
     if len(torn):
-        patients = f"{len(torn)} patients ({', '.join(torn[:3])} ...)"
-        raise SplitError(f"{what} puts {patients} into two parts; {remedy}")
+        text = f"patients in two parts: {len(torn)}, {torn[0]} first"
+        raise SplitError(f"{what} has {text}; {remedy}")

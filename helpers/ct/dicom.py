@@ -2,7 +2,7 @@
 
 pydicom reads the headers, SimpleITK the voxels; who has only NIfTI files needs neither. Of a
 header only TAGS are read: nobody's name, number or date. Format: DICOM PS3.3, C.7.6.2 (where a
-slice lies), C.8.15.3 (several slices in one file).
+slice lies), C.8.15.3 (several slices in one file); PS3.5, 7.1 (an element); PS3.10, 7.1 (a file).
 """
 
 from __future__ import annotations
@@ -10,18 +10,27 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import struct
 import tempfile
 import warnings
 import weakref
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 
-from helpers.ct.nifti import MIN_SLICES, Stored, UnreadableStudy, check_spacing, one_line
+from helpers.ct.nifti import (
+    MIN_SLICES,
+    Stored,
+    UnreadableStudy,
+    check_file,
+    check_spacing,
+    one_line,
+)
 from helpers.storage.archives import ArchiveError, unpack_zip
 from helpers.storage.downloads import DownloadError
 from helpers.storage.files import is_system_file
@@ -29,13 +38,16 @@ from helpers.storage.files import is_system_file
 INSTALL = "pip install pydicom SimpleITK"
 VOLUMES = (".mha", ".mhd", ".nrrd", ".nhdr")
 TAGS = ["StudyInstanceUID", "SeriesInstanceUID", "SeriesDescription", "Modality", "Rows", "Columns"]
-TAGS += ["PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient", "NumberOfFrames"]
-TAGS += ["SamplesPerPixel", "PhotometricInterpretation"]
+PLACE = {"PixelSpacing": 2, "ImagePositionPatient": 3, "ImageOrientationPatient": 6}
+TAGS += [*PLACE, "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "SOPClassUID"]
 TAGS += ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"]
 INDEX = "1.2.840.10008.1.3.10"  # the kind of file that DICOMDIR is
+CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"  # the kind that a slice is, or of which it is one
+LONG = (b"OB", b"OW", b"SQ", b"UN", b"UT")  # types of element whose length has four bytes
 IN_RAS = np.diag([-1.0, -1.0, 1.0])  # DICOM and ITK count to the left and to the back
 MOST_TILTED = 1.0  # degrees between the stack of slices and their normal
 MOST_UNEVEN = 0.2  # of a step, from where a slice lies to where it should
+GREY = (1, "MONOCHROME2")  # a number for each pixel, and more is lighter
 DAMAGED = ("has a damaged header", "export or copy it again")
 WHOLE = "export the whole series again"
 
@@ -88,21 +100,53 @@ def is_installed() -> bool:
 
 
 def is_dicom(path: str | os.PathLike) -> bool:
-    """Whether a file begins like DICOM, whatever its name."""
-    if not os.path.isfile(path):
-        return False
+    """Whether a file begins like DICOM, whatever its name, with the preamble or without."""
+    return _begins_like_dicom(_start(path))
+
+
+def _start(path) -> bytes | None:
+    """The first bytes of a file; None where it is none or cannot be opened."""
     try:
-        with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"
+        if os.path.isfile(path):
+            with open(path, "rb") as file:
+                return file.read(1024)
     except OSError:
-        return False
+        pass
+    return None
+
+
+def _begins_like_dicom(start) -> bool:
+    """Whether DICOM's mark is there, or two elements of group 2 or 8 where no preamble is."""
+    tags, at, start = [], 0, start or b""
+    if start[128:132] == b"DICM":
+        return True
+    while len(tags) < 2 and at + 12 <= len(start):
+        group, element, kind, short, long = struct.unpack_from("<HH2sHI", start, at)
+        tags.append((group, element))
+        if kind.isalpha() and kind.isupper():
+            at += 12 + long if kind in LONG else 8 + short
+        else:  # implicit: no type is written, and the length has its bytes, too
+            at += 8 + int.from_bytes(start[at + 4 : at + 8], "little")
+    return len(tags) == 2 and tags[0] < tags[1] and {group for group, _ in tags} <= {2, 8}
 
 
 def dicom_files(place: str | os.PathLike) -> list[Path]:
-    """The DICOM files below a folder; for one of them, those beside it."""
+    """The DICOM files below a folder; for one of them, those beside it.
+
+    UnreadableStudy for a file that ends as they do and is empty or cannot be opened: it may be
+    the first or last slice, which nobody would miss.
+    """
     place = Path(place)
-    found = place.rglob("*") if place.is_dir() else place.parent.glob("*")
-    return sorted(file for file in found if not is_system_file(file.name) and is_dicom(file))
+    inside = sorted(place.rglob("*") if place.is_dir() else place.parent.glob("*"))
+    inside = [path for path in inside if not is_system_file(path.name) and not path.is_dir()]
+    starts = {file: _start(file) for file in inside}
+    found = [file for file in inside if _begins_like_dicom(starts[file])]
+    endings = {file.suffix for file in found}
+    for file, start in starts.items():
+        if file.suffix in endings and not (start and start.strip(b"\0")):
+            reason = "cannot be opened" if start is None else "is empty"
+            raise UnreadableStudy(file, reason, "copy it again, or delete it")
+    return found
 
 
 def list_series(place: str | os.PathLike) -> list[Series]:
@@ -121,14 +165,17 @@ def list_series(place: str | os.PathLike) -> list[Series]:
 def _list_series(stamps) -> list[Series]:
     """The series of these files, each with its size and time."""
     groups = {}
-    for file, header in _headers([file for file, *_ in stamps], TAGS):
-        kind = getattr(header, "file_meta", {}).get("MediaStorageSOPClassUID")
-        if "Modality" not in header and kind != INDEX:
-            raise UnreadableStudy(file, *DAMAGED)
-        if header.get("Modality") == "CT" and "Rows" in header:
-            for frame, image in enumerate(_images(header)):
-                orientation = image.get("ImageOrientationPatient")
-                key = str(header.get("SeriesInstanceUID")), header.Rows, header.Columns
+    for file, *_ in stamps:
+        header = _header(file, TAGS)
+        with _reading(file):
+            kind = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID", "")
+            is_ct = header.get("Modality") == "CT" and "Rows" in header
+            is_slice = f"{kind}.".startswith(f"{CT_IMAGE}.")
+            if not is_ct and (is_slice or ("Modality" not in header and kind != INDEX)):
+                raise UnreadableStudy(file, *DAMAGED)
+            for frame, image in enumerate(_images(header) if is_ct else []):
+                orientation = image["ImageOrientationPatient"]
+                key = str(header.get("SeriesInstanceUID")), int(header.Rows), int(header.Columns)
                 key += tuple(np.round(orientation or [], 2))
                 groups.setdefault(key, []).append((file, frame, header, image))
     series = [_series(slices) for slices in groups.values()]
@@ -141,16 +188,14 @@ def patient_of(place: str | os.PathLike) -> str:
     Only to see which studies are of one patient: it is not to be printed or kept.
     """
     place = Path(place)
-    if place.suffix.lower() == ".zip":
+    if place.suffix.lower() == ".zip" and not place.is_dir():
         folder = _unpacked(place)
         try:
             return patient_of(folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     files = [place] if place.is_file() else dicom_files(place)
-    for _, header in _headers(files[:1], ["PatientID"]):
-        return str(header.get("PatientID") or "").strip()
-    return ""
+    return str(_header(files[0], ["PatientID"]).get("PatientID") or "").strip() if files else ""
 
 
 def open_volume(path: Path) -> Stored:
@@ -159,9 +204,10 @@ def open_volume(path: Path) -> Stored:
     Of several series the axial one with most slices is taken, and a note names the others.
     UnreadableStudy if it cannot be read right: the message says why, with the series' description.
     """
-    if path.suffix.lower() in VOLUMES:
+    ending = "" if path.is_dir() else path.suffix.lower()
+    if ending in VOLUMES:
         return _open_research_format(path)
-    if path.suffix.lower() != ".zip":
+    if ending != ".zip":
         return _open_series(path, path)
     folder = _unpacked(path)
     try:
@@ -176,6 +222,7 @@ def open_volume(path: Path) -> Stored:
 
 def _unpacked(path) -> Path:
     """A new temporary folder with what is in a zip."""
+    check_file(path)
     folder = Path(tempfile.mkdtemp(prefix="study-"))
     try:
         unpack_zip(path, folder)
@@ -199,54 +246,70 @@ def _libraries(path):
     return pydicom, SimpleITK
 
 
-def _headers(files, tags):
-    """Yield (file, header with these tags alone); a damaged file is refused by name."""
-    pydicom, _ = _libraries(files[0]) if files else (None, None)
-    for file in files:
+@contextmanager
+def _reading(file):
+    """A damaged header makes pydicom raise nearly everything, and quote it; here it is DAMAGED."""
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            try:
-                header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags)
-                header.decode()
-            except Exception:  # a damaged header makes it raise nearly everything, and quote it
-                raise UnreadableStudy(file, *DAMAGED) from None
-            yield file, header
+            yield
+    except UnreadableStudy:
+        raise
+    except Exception:
+        raise UnreadableStudy(file, *DAMAGED) from None
 
 
-def _images(header):
-    """What says where each image of a file lies: the header itself, or its groups by frame."""
-    if "PerFrameFunctionalGroupsSequence" not in header:
-        return [header] * int(header.get("NumberOfFrames") or 1)
-    shared, images = header.get("SharedFunctionalGroupsSequence") or [{}], []
-    for group in header.PerFrameFunctionalGroupsSequence:
-        image = {}
-        for item in (shared[0], group):
-            for element in item:
-                if element.VR == "SQ" and element.value:
-                    image |= {inner.keyword: inner.value for inner in element.value[0]}
-        images.append(image)
-    return images
+def _header(file, tags):
+    """The header of a file with these tags alone; UnreadableStudy."""
+    pydicom, _ = _libraries(file)
+    with _reading(file):  # force: also without the preamble
+        header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags, force=True)
+        header.decode()
+        return header
+
+
+def _images(header) -> list[dict]:
+    """Of each image of a file PLACE, as tuples of numbers, () for what is not said, and its scale.
+
+    It stands in the header itself, or in its groups by frame.
+    """
+    images = [header] * int(header.get("NumberOfFrames") or 1)
+    if "PerFrameFunctionalGroupsSequence" in header:
+        shared, images = header.get("SharedFunctionalGroupsSequence") or [{}], []
+        for group in header.PerFrameFunctionalGroupsSequence:
+            image = {}
+            for item in (shared[0], group):
+                for element in item:
+                    if element.VR == "SQ" and element.value:
+                        image |= {inner.keyword: inner.value for inner in element.value[0]}
+            images.append(image)
+    found = []
+    for image in images:
+        place = {tag: tuple(map(float, image.get(tag) or ())) for tag in PLACE}
+        if any(len(place[tag]) not in (0, n) for tag, n in PLACE.items()):
+            raise ValueError("too few numbers")
+        scale = str((image.get("RescaleSlope"), image.get("RescaleIntercept")))
+        found.append(place | {"scale": scale})
+    return found
 
 
 def _series(slices) -> Series:
     """Slices of one series and size, sorted; `fault` says what forbids it from the start."""
-    file, _, header, image = slices[0]
-    fault = ""
-    needed = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
-    if any(not image.get(tag) for *_, image in slices for tag in needed):
+    _, _, header, image = slices[0]
+    orientation = np.reshape(image["ImageOrientationPatient"] or np.eye(2, 3), (2, 3))
+    positions, fault = np.zeros((len(slices), 3)), ""
+    if not all(image[tag] for *_, image in slices for tag in PLACE):
         fault = "does not say where its slices lie"
-    elif header.get("SamplesPerPixel", 1) != 1 or header.PhotometricInterpretation != "MONOCHROME2":
+    elif not np.allclose(orientation @ orientation.T, np.eye(2), atol=0.01):
+        fault = "has rows and columns that are not at right angles"
+    elif (header.get("SamplesPerPixel", 1), header.get("PhotometricInterpretation")) != GREY:
         fault = "holds colours, or grey turned round"
-    elif len({tuple(image.get("PixelSpacing")) for *_, image in slices}) > 1:
+    elif len({image["PixelSpacing"] for *_, image in slices}) > 1:
         fault = "has slices of different pixel spacings"
-    elif len({(i.get("RescaleSlope"), i.get("RescaleIntercept")) for *_, i in slices}) > 1 and any(
-        frame for _, frame, *_ in slices
-    ):
+    elif len({image["scale"] for *_, image in slices}) > 1 and any(k for _, k, *_ in slices):
         fault = "scales its frames differently"
-    orientation, positions = np.eye(2, 3), np.zeros((len(slices), 3))
-    if not fault:
-        orientation = np.array(image.get("ImageOrientationPatient"), float).reshape(2, 3)
-        positions = np.array([image.get("ImagePositionPatient") for *_, image in slices], float)
+    else:
+        positions = np.array([image["ImagePositionPatient"] for *_, image in slices])
         order = np.argsort(positions @ np.cross(*orientation), kind="stable")
         slices, positions = [slices[k] for k in order], positions[order]
     words = "".join(c for c in str(header.get("SeriesDescription") or "") if c.isprintable())
@@ -258,7 +321,7 @@ def _series(slices) -> Series:
         (int(header.Rows), int(header.Columns)),
         orientation,
         positions,
-        tuple(float(step) for step in image.get("PixelSpacing") or (1, 1)),
+        image["PixelSpacing"] or (1, 1),
         fault,
     )
 
@@ -291,7 +354,7 @@ def _open_series(place, path) -> Stored:
     is_again = np.r_[False, np.diff(along) < 0.01]
     if is_again.any():
         _check_copies(series, is_again, shown)
-        notes.append(f"of {series}, {is_again.sum()} slices are there twice, and taken once")
+        notes.append(f"of {series}, slices there twice and taken once: {is_again.sum()}")
         along = along[~is_again]
     keep = np.flatnonzero(~is_again)
     positions = series.positions[keep]
@@ -315,16 +378,18 @@ def _check_copies(series, is_again, shown):
     """UnreadableStudy unless slices in the same place hold the same bytes."""
     pydicom, _ = _libraries(shown)
     for k in np.flatnonzero(is_again):
-        first, second = (pydicom.dcmread(series.files[n]).get("PixelData") for n in (k - 1, k))
-        if first != second or series.files[k] == series.files[k - 1]:
-            reason = f"has different images in the same place, in {is_again.sum()} places"
+        files = series.files[k - 1], series.files[k]
+        with _reading(files[1]):
+            first, second = (pydicom.dcmread(file, force=True).get("PixelData") for file in files)
+        if first != second or files[0] == files[1]:
+            reason = f"has different images in the same place (slices: {is_again.sum()})"
             raise UnreadableStudy(shown, reason, "export each acquisition as a series of its own")
 
 
 def _check_even(along, shown):
     """UnreadableStudy unless the slices lie one step after the other."""
     if len(along) < MIN_SLICES:
-        raise UnreadableStudy(shown, f"has slices in {len(along)} places", WHOLE)
+        raise UnreadableStudy(shown, f"has slices in too few places ({len(along)})", WHOLE)
     even = np.linspace(along[0], along[-1], len(along))
     steps = np.diff(along)
     usual = float(np.median(steps))
@@ -334,20 +399,30 @@ def _check_even(along, shown):
     reason = f"has slices {steps.min():.2f} to {steps.max():.2f} mm apart"
     if len(gaps):
         where = int(np.argmax(steps)) + 1
-        reason = f"misses {gaps.sum():.0f} slices (after the {where}th {steps.max():.1f} mm are "
-        reason += f"empty, and {usual:.1f} mm elsewhere)"
+        reason = f"is incomplete, missing slices: {gaps.sum():.0f} (slice {where} lies "
+        reason += f"{steps.max():.1f} mm before the next, others {usual:.1f} mm)"
     raise UnreadableStudy(shown, reason, WHOLE)
+
+
+def _reader(file):
+    """SimpleITK's reader of a file; UnreadableStudy for a name that would end the process."""
+    _, sitk = _libraries(file)
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        raise UnreadableStudy(file, "has a name that is no UTF-8", "rename it") from None
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(file))
+    return reader
 
 
 def _read_slices(slices, matrix, shown):
     """The voxels (D, H, W), each slice with its own rescale slope and intercept."""
-    _, sitk = _libraries(shown)
-    n_of_file = Counter(file for file, _ in slices)
+    sitk, n_of_file = _libraries(shown)[1], Counter(file for file, _ in slices)
 
     def read(file):
-        reader = sitk.ImageFileReader()
+        reader = _reader(file)
         reader.SetImageIO("GDCMImageIO")
-        reader.SetFileName(str(file))
         try:
             return sitk.GetArrayFromImage(reader.Execute())
         except RuntimeError:  # its text is of many lines
@@ -365,12 +440,9 @@ def _read_slices(slices, matrix, shown):
 
 def _open_research_format(path) -> Stored:
     """A .mha, .mhd, .nrrd or .nhdr by its header."""
-    if not path.is_file():
-        reason = "is a folder" if path.is_dir() else "does not exist"
-        raise UnreadableStudy(path, reason, "give a file")
+    check_file(path)
     _, sitk = _libraries(path)
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
+    reader = _reader(path)
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:

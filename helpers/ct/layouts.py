@@ -13,7 +13,6 @@ by a fingerprint of its path, and a patient by the first of its studies.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 import re
@@ -23,13 +22,12 @@ from contextlib import suppress
 from glob import escape
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-import pooch
 
 from helpers.ct import dicom
 from helpers.ct.nifti import UnreadableStudy
-from helpers.storage.files import is_system_file
+from helpers.storage.files import find_copies, is_system_file
+from helpers.storage.tables import TableError, plain_numbers, read_table
 
 NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 SCAN = re.compile(r"\.(nii(\.gz)?|hdr|img|mha|mhd|nrrd|nhdr|zip)$", re.IGNORECASE)
@@ -134,7 +132,7 @@ def _other_half(path) -> list[Path]:
     For .mhd and .nhdr the one that they name, or else what is called like it.
     """
     suffix, named = path.suffix.lower(), None
-    if suffix not in OTHER_HALF or path.is_dir():
+    if suffix not in OTHER_HALF or not path.is_file():
         return []
     # what cannot be opened is refused when it is read as a study
     with suppress(OSError), open(path, "rb") as file:
@@ -162,6 +160,12 @@ def _stem(name) -> str:
     return SCAN.sub("", re.split(r"[/\\]", str(name).strip())[-1]).casefold()
 
 
+def _some(things, n=1) -> str:
+    """How many there are, and the first n, in words."""
+    things = [*map(str, things)]
+    return f"{len(things)} ({', '.join(things[:n])}{', ...' * (len(things) > n)})"
+
+
 def _warn(root, text):
     warnings.warn(f"{root}: {text}", stacklevel=6)  # whoever called find_studies
 
@@ -170,7 +174,7 @@ def _check_names(root, files):
     """CohortError if a name cannot be shown, or written into a table."""
     for file in files:
         if not str(file).isprintable():
-            raise CohortError(f"{root}: the file name {file.name!a} cannot be printed; rename it")
+            raise CohortError(f"{root}: the name {file.as_posix()!a} cannot be printed; rename it")
 
 
 # MosMedData's layout
@@ -217,8 +221,8 @@ def _in_mosmed(root) -> pd.DataFrame:
     inside = "**/*" if place != top else "CT-*/**/*"
     others = sorted({*_niftis(place, inside)} - {*files})
     if others:
-        text = f"{len(others)} files below {place.name}/ are left out: no CT-*/study_*"
-        _warn(root, f"{text} ({others[0].relative_to(root)} ...)")
+        text = f"left out below {place.name}/, because they are no CT-*/study_*"
+        _warn(root, f"{text}: {_some(file.relative_to(root) for file in others)}")
     _check_names(root, [file.relative_to(root) for file in files])
     table = pd.DataFrame(
         {
@@ -241,40 +245,12 @@ def _in_mosmed(root) -> pd.DataFrame:
 
 
 def _copies(root, files) -> dict[Path, Path]:
-    """File -> the first file with the same bytes; a warning names some.
-
-    What has the same size is compared in the middle, and only what is alike there as a whole.
-    """
-
-    def size(file):
-        return file.stat().st_size or file  # what is empty is no copy of anything
-
-    def middle(file):
-        with open(file, "rb") as opened:
-            opened.seek(size(file) // 2)
-            return opened.read(1 << 16)
-
-    def whole(file):
-        return pooch.file_hash(str(file), alg="sha1")
-
-    groups = [files]
-    for property_of in (size, middle, whole):
-        alike = {}
-        for number, group in enumerate(groups):
-            for file in group:
-                try:
-                    key = property_of(file)
-                except OSError:  # refused when it is read as a study
-                    continue
-                alike.setdefault((number, key), []).append(file)
-        groups = [group for group in alike.values() if len(group) > 1]
-    groups = [sorted(group, key=lambda file: len(file.name)) for group in groups]
-    copies = {copy: first for first, *others in groups for copy in others}
+    """As `find_copies`; a warning names some."""
+    copies = find_copies(files)
     if copies:
         pairs = [[f"{f.parent.name}/{f.name}" for f in pair] for pair in copies.items()]
-        some = ", ".join(f"{copy} of {first}" for copy, first in pairs[:3])
-        text = f"{len(copies)} files are copies ({some}), counted as the same patient"
-        _warn(root, f"{text}; delete them")
+        some = _some((f"{copy} of {first}" for copy, first in pairs), 3)
+        _warn(root, f"copies, counted as the same patient: {some}; delete them")
     return copies
 
 
@@ -286,10 +262,7 @@ def _registered_patients(root, studies) -> dict[str, str]:
             if other.stem.lower() == path.stem:
                 raise CohortError(f"{other}: is not read; save it as {REGISTRY}, or rename it")
         return {}
-    registry = _below_titles(_read_excel(path), ["studyid"])
-    if registry is None:
-        raise CohortError(f"{path}: has no column study_id in its first sheet; name it so")
-    registry = _plain_numbers(registry)
+    registry = plain_numbers(_table(path, ("study_id",)))
     if "patientid" not in registry:
         if {*registry.columns} - MOSMED - {""}:
             _warn(path, "has no column patient_id, so every study counts as a patient of its own")
@@ -307,56 +280,13 @@ def _registered_patients(root, studies) -> dict[str, str]:
         raise CohortError(f"{path}: lists none of the studies; name them in study_id as the files")
     if n_unlisted:
         text = f"does not list {n_unlisted} of {len(studies)} studies"
-        _warn(path, f"{text}, which count as patients of their own")
+        _warn(path, f"{text}; each counts as a patient of its own")
     rows = rows[rows.patient != ""].drop_duplicates()
     is_twice = rows.study.duplicated(keep=False)
     if is_twice.any():
         study, patients = rows.study[is_twice].iloc[0], " and ".join(rows.patient[is_twice][:2])
         raise CohortError(f"{path}: gives {study} two patients ({patients}); keep one")
     return dict(zip(rows.study, rows.patient, strict=True))
-
-
-def _read_excel(path) -> pd.DataFrame:
-    """The cells of a workbook's first sheet as text, "" where one is empty."""
-    try:
-        cells = pd.read_excel(path, header=None, dtype=str, engine="openpyxl")
-    except Exception as error:  # each library below has its own for a file that is no workbook
-        reason = f"cannot be read as an Excel workbook ({type(error).__name__})"
-        raise CohortError(f"{path}: {reason}; save it anew as .xlsx, or do without it") from None
-    return _stripped(cells)
-
-
-def _read_csv(path) -> pd.DataFrame:
-    """The cells of a .csv file, with commas, semicolons or tabs between them."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            lines = file.read().splitlines(keepends=True)
-        first = next((line for line in lines if line.strip()), "")
-        between = max(",;\t", key=first.count)
-        return _stripped(pd.DataFrame([*csv.reader(lines, delimiter=between)]))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = f"cannot be read as text in UTF-8 ({type(error).__name__})"
-        raise CohortError(f"{path}: {reason}; save it anew as CSV UTF-8 or .xlsx") from None
-
-
-def _stripped(cells) -> pd.DataFrame:
-    return cells.astype("string").fillna("").apply(lambda column: column.str.strip())
-
-
-def _below_titles(cells, wanted) -> pd.DataFrame | None:
-    """The rows below the first that has a wanted title; titles become letters alone."""
-    titles = cells.map(lambda cell: re.sub("[^a-z]", "", cell.lower()))
-    is_header = titles.isin(wanted).any(axis=1)
-    if not is_header.any():
-        return None
-    header = int(np.argmax(is_header))
-    rows = cells.iloc[header + 1 :].set_axis(titles.iloc[header], axis=1)
-    return rows.loc[:, ~rows.columns.duplicated()]
-
-
-def _plain_numbers(cells):
-    """7 for 7.0 and 007: Excel turns the one into the other."""
-    return cells.replace(r"^0*(\d+)(\.0+)?$", r"\1", regex=True)
 
 
 # Class folders and tables
@@ -375,8 +305,8 @@ def _in_classes(root) -> pd.DataFrame:
         categories += [folder.name] * len(scans)
         others += rest if scans else [folder]
     if others:
-        text = f"{len(others)} files or folders are no scans of a class"
-        _warn(root, f"{text} ({others[0].relative_to(root)} ...) and are left out")
+        some = _some(path.relative_to(root) for path in others)
+        _warn(root, f"left out, because they are no scans of a class: {some}")
     _check_names(root, [file.relative_to(root) for file in files])
     relative, masks = [file.relative_to(root).as_posix() for file in files], {}
     for mask in _files(root.glob("masks/*")):
@@ -403,12 +333,13 @@ def _in_table(path) -> pd.DataFrame:
     has_parts = bool((rows.part != "").any())
     counted = f"paths count from {folder}, or are absolute"
     for is_bad, what, remedy in (
-        (files == "", "have no path", "fill it in"),
-        (~files.map(os.path.exists), "name a scan that is not there", counted),
-        (files.duplicated(keep=False), "name a scan twice", "keep one of them"),
-        (rows.category == "", "have no label", "fill it in"),
-        (has_parts & ~rows.part.isin(PARTS), "have no known part", f"write {', '.join(PARTS)}"),
-        ((masks != "") & ~masks.map(os.path.exists), "name a mask that is not there", counted),
+        (files == "", "without a path", "fill it in"),
+        (~files.map(os.path.exists), "with a scan that is not there", counted),
+        (files.duplicated(keep=False), "that name the same scan", "keep one of them"),
+        (rows.category == "", "without a label", "fill it in"),
+        (~rows.category.map(str.isprintable), "with an unprintable label", "write it in letters"),
+        (has_parts & ~rows.part.isin(PARTS), "without a known part", f"write {', '.join(PARTS)}"),
+        ((masks != "") & ~masks.map(os.path.exists), "with a mask that is not there", counted),
     ):
         _refuse(path, rows, is_bad, what, remedy)
     files = [Path(file) for file in files]
@@ -427,7 +358,7 @@ def _in_table(path) -> pd.DataFrame:
     if has_parts:
         table["part"] = [PARTS[part] for part in rows.part]
         n_parts = table.groupby("patient").part.transform("nunique")
-        text, remedy = "put a patient into two parts", "give all scans of a patient the same part"
+        text, remedy = "with a patient of two parts", "give all scans of a patient the same part"
         _refuse(path, rows, (n_parts > 1).to_numpy(), text, remedy)
     return table
 
@@ -441,27 +372,33 @@ def _refuse(path, rows, is_bad, what, remedy):
     """CohortError with the number of bad lines, and the first of them."""
     bad = rows.path[is_bad]
     if len(bad):
-        some = ", ".join(f"line {line}: {cell!r}" for line, cell in bad[:3].items())
-        some += ", ..." * (len(bad) > 3)
-        raise CohortError(f"{path}: {len(bad)} of {len(rows)} lines {what} ({some}); {remedy}")
+        some = _some((f"line {line}: {cell[:100]!r}" for line, cell in bad.items()), 3)
+        raise CohortError(f"{path}: lines {what}: {some}; {remedy}")
 
 
 def _read_table(path) -> pd.DataFrame:
-    """The lines of a table, with all of COLUMNS as text, numbered as an editor does."""
-    cells = _read_csv(path) if path.suffix.lower() == ".csv" else _read_excel(path)
-    cells.index += 1
-    found, columns = _below_titles(cells, COLUMNS["path"]), {}
+    """The lines of a table, with all of COLUMNS as text."""
+    found, columns = _table(path, COLUMNS["path"]), {}
     for name, titles in COLUMNS.items():
-        title = next((title for title in titles if found is not None and title in found), None)
-        if title is None and name in ("path", "category"):
+        title = next((title for title in titles if title in found), None)
+        if title is None and name == "category":
             raise CohortError(f"{path}: has no column {' or '.join(titles)}; add one")
         columns[name] = "" if title is None else found[title]
     rows = pd.DataFrame(columns, index=found.index)
     rows = rows[(rows != "").any(axis=1)]
     if rows.empty:
         raise CohortError(f"{path}: names no scan; give each a line of its own")
-    rows[["category", "patient"]] = _plain_numbers(rows[["category", "patient"]])
-    return rows.assign(part=rows.part.str.lower()).astype(object)
+    rows[["category", "patient"]] = plain_numbers(rows[["category", "patient"]])
+    one_line = rows.category.map(lambda cell: " ".join(cell.split()))
+    return rows.assign(category=one_line, part=rows.part.str.lower())
+
+
+def _table(path, titles) -> pd.DataFrame:
+    """As `tables.read_table`; CohortError."""
+    try:
+        return read_table(path, titles)
+    except TableError as error:
+        raise CohortError(str(error)) from None
 
 
 def _fingerprints(paths) -> list[str]:

@@ -64,9 +64,9 @@ class Report:
             lines.append(f"gzip CRC-32: {match + mismatch} good")
             lines.append(f"git blob SHA-1: {match} as in two full mirrors, {mismatch} different")
         if unpacked := self.count("unpacked"):
-            lines.append(f"{unpacked} studies are not packed (.nii): nothing to compare them with")
+            lines.append(f"not packed (.nii), so nothing to compare them with: {unpacked}")
         if mismatch:
-            lines.append(f"warning: {mismatch} studies are not byte for byte those of the mirrors")
+            lines.append(f"warning: not byte for byte those of the mirrors: {mismatch}")
         return "\n".join([*lines, f"Source: {CREDIT}"])
 
 

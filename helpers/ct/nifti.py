@@ -41,7 +41,8 @@ class UnreadableStudy(ValueError):
 
     def __init__(self, path, reason, remedy):
         self.path, self.reason, self.remedy = str(path), reason, remedy
-        super().__init__(" ".join(f"{path}: {reason}; {remedy}".splitlines()))
+        text = " ".join(f"{path}: {reason}; {remedy}".splitlines())
+        super().__init__(text.encode(errors="backslashreplace").decode())  # any name can be printed
 
     def __reduce__(self):
         return type(self), (self.path, self.reason, self.remedy)
@@ -102,14 +103,10 @@ def open_header(path: Path) -> tuple[nib.Nifti1Header, Path]:
     where it can; here what decides how the voxels are read has to be right as it stands: shape,
     spacing, affine, and a file long enough for what the header claims. Else UnreadableStudy.
     """
+    header_file, voxel_file = find_files(path)
     try:
-        header_file, voxel_file = find_files(path)
         with open(header_file, "rb") as file:
             check_start(path, file.read(64))
-    except OSError as error:
-        reason = f"cannot be opened ({error.strerror})"
-        raise UnreadableStudy(path, reason, "check its permissions") from None
-    try:
         with nib.openers.ImageOpener(header_file) as file:
             start = file.read(nib.Nifti2Header.sizeof_hdr)
         kind = header_kind(path, start)
@@ -128,10 +125,7 @@ def open_header(path: Path) -> tuple[nib.Nifti1Header, Path]:
 
 def find_files(path):
     """The files of header and voxels; UnreadableStudy unless they are regular files of NIfTI."""
-    if not path.is_file():
-        raise UnreadableStudy(
-            path, "is no regular file" if path.exists() else "does not exist", GIVE
-        )
+    check_file(path)
     if not is_named(path):
         raise UnreadableStudy(path, "is neither DICOM nor named as a NIfTI file", GIVE)
     if path.suffix.lower() not in (".hdr", ".img"):
@@ -141,7 +135,20 @@ def find_files(path):
     for file in files:
         if not file.is_file():
             raise UnreadableStudy(path, f"has no file {file.name} beside it", "copy both files")
+        check_file(file)
     return files
+
+
+def check_file(path):
+    """UnreadableStudy unless a regular file is there that can be opened."""
+    try:
+        if not path.is_file():
+            reason = "is no regular file" if path.exists() else "does not exist"
+            raise UnreadableStudy(path, reason, GIVE)
+        open(path, "rb").close()
+    except OSError as error:
+        reason = f"cannot be opened ({error.strerror})"
+        raise UnreadableStudy(path, reason, "check its permissions") from None
 
 
 def check_start(path, start):

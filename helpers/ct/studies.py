@@ -52,7 +52,7 @@ class Study:
         self.spacing = tuple(nib.affines.voxel_sizes(self.affine).tolist())
         if self.shape[0] < MIN_SLICES:
             remedy = f"give a study of at least {MIN_SLICES} slices"
-            raise UnreadableStudy(path, f"has {self.shape[0]} slices", remedy)
+            raise UnreadableStudy(path, f"has too few slices ({self.shape[0]})", remedy)
 
     @cached_property
     def hu(self) -> np.ndarray:
@@ -121,7 +121,8 @@ def _to_hu(voxels, path):
     if voxels.dtype.kind == "f":
         odd = ~np.isfinite(voxels)
         if odd.any():
-            warnings.warn(f"{path}: {odd.sum():,} voxels without a value set to air", stacklevel=5)
+            text = f"{path}: voxels without a value, set to air: {odd.sum():,}"
+            warnings.warn(text, stacklevel=5)
             voxels = np.where(odd, AIR, voxels)
     _check_scale(voxels, path)
     if voxels.dtype.kind == "f":

@@ -1,1 +1,1 @@
-"""Files that are whole or not there, processes, progress, downloads, a second place."""
+"""Files that are whole or not there, tables, processes, progress, downloads, a second place."""

@@ -36,6 +36,37 @@ def file_size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
+def find_copies(files) -> dict[Path, Path]:
+    """File -> the one with the same bytes and the shortest name, of every file that is a copy.
+
+    What has the same size is compared in the middle, and only what is alike there as a whole. What
+    is empty or cannot be read is no copy of anything.
+    """
+    import pooch
+
+    def size(file):
+        return file.stat().st_size or file
+
+    def middle(file):
+        with open(file, "rb") as opened:
+            opened.seek(size(file) // 2)
+            return opened.read(1 << 16)
+
+    def whole(file):
+        return pooch.file_hash(str(file), alg="sha1")
+
+    groups = [files]
+    for property_of in (size, middle, whole):
+        alike = {}
+        for number, group in enumerate(groups):
+            for file in group:
+                with suppress(OSError):
+                    alike.setdefault((number, property_of(file)), []).append(file)
+        groups = [group for group in alike.values() if len(group) > 1]
+    groups = [sorted(group, key=lambda file: len(file.name)) for group in groups]
+    return {copy: first for first, *others in groups for copy in others}
+
+
 @contextmanager
 def lock(path: str | os.PathLike):
     """One thread or process at a time for `path`, by a hidden file beside it.
