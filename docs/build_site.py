@@ -176,8 +176,7 @@ def readme_parts(text) -> dict[str, str]:
     return {
         "title": title,
         "promise": promise,
-        # what reads a page aloud wants a name for every column
-        "gifs": pausable(re.sub(r"^\| +\|", "| size |", gifs)),
+        "gifs": pausable(gifs),
         "note": note,
         "commands": commands,
         # a link without words shows the title of its page

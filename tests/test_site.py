@@ -93,6 +93,9 @@ def test_links_lead_to_the_site_or_to_the_repository():
         "[d](#here) [e](https://x.org) `[f](../LICENSE)`\n\n[Open in Colab](https://colab/z)\n\n"
         "```text\n```"
     )
+    intervals = "0.9 [0.8, 1.0]\n| 0.9 [0.8, 1.0] |"  # are whole in a table
+    page = build_site.resolve_links(intervals, "docs/gpu.md", {}, ADDRESS)
+    assert page == "0.9 [0.8, 1.0]\n| 0.9 [0.8,\u00a01.0] |"
 
 
 def test_a_notebook_gets_its_texts_links_and_folds():
@@ -205,6 +208,7 @@ def test_pictures_and_formulas_of_a_notebook_are_whole(site):
     assert len(pictures) > 5 and all(len(found[1]) > 20 for found in alternatives)
     assert 'display="block"' in page and not re.search("<script[^>]*mathjax", page, re.I)
     assert page.count("<details") > 10 and "<details open" not in page
+    assert "<th" in page and not re.search(r"<th\b[^>]*>(<p>|</p>|\s|&nbsp;)*</th>", page)
     assert (site / "notebooks" / FILES[3].name).read_bytes() == FILES[3].read_bytes()
 
 

@@ -63,6 +63,13 @@ def visit_math(writer, node) -> None:
     raise SkipNode
 
 
+def corners(app, name, template, context, doctree) -> None:
+    """The empty corner of a table heads nothing: no header that a page read aloud would name."""
+    empty = r"<th( class=\"[^\"]*\")?\s*>(<p></p>|&nbsp;)?</th>"
+    context["body"] = re.sub(empty, "<td></td>", context.get("body", ""))
+
+
 def setup(app) -> None:
     app.connect("autodoc-process-docstring", plain_text)
+    app.connect("html-page-context", corners)
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
