@@ -100,7 +100,7 @@ site: .venv/installed-site
 	$(RUN) docs/build_site.py
 
 # A talk for each notebook, from its figures, in slides/: each is one file that needs no connection
-slides: .venv/installed
+slides: .venv/installed-site
 	$(RUN) docs/build_slides.py
 
 # The README's GIFs of the phantom

@@ -3,8 +3,8 @@
 A slide shows one figure: above it the question that the notebook asks, below it what the notebook
 says that one sees. The quick questions are slides with the answer hidden; the speaker's notes are
 those of docs/instructors/notes.md, and the text around the figure. Nothing is executed. nbconvert
-makes the HTML; reveal.js (MIT licence) is fetched once and lies inside every talk, so that a talk
-is one file that needs no connection.
+makes the HTML; reveal.js (MIT licence), as sphinx-revealjs brings it, lies inside every talk, so
+that a talk is one file that needs no connection.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import html
 import io
 import re
 import sys
-import tarfile
+from importlib import resources
 from pathlib import Path
 
 import nbformat
@@ -24,11 +24,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from helpers.course.runner import notebook_files, tags  # noqa: E402
-from helpers.storage.downloads import DownloadError, download  # noqa: E402
 from helpers.storage.files import WriteError, write_whole  # noqa: E402
 
-REVEAL = "https://registry.npmjs.org/reveal.js/-/reveal.js-6.0.2.tgz"
-REVEAL_SHA256 = "2f0c20bfb02447a198a1ebe8a8c097a5437d035caa38f2820bf4ba887a3eac91"
 WARNING = "**For teaching, not for clinical use.**"
 PARTS = {
     "title": r"\A# (.+)",
@@ -172,20 +169,18 @@ def slides(notebook, name, notes="") -> list[dict[str, str]]:
     return [*made, {"slide": f"## Recap\n\n{spoken(recap)}\n\n{WARNING}"}]
 
 
-def reveal_parts(archive) -> dict[str, str]:
-    """What a talk takes from reveal.js's package: two scripts as data addresses, and the style."""
-    with tarfile.open(archive) as tar:  # read where it lies: nothing is unpacked
-        style, *scripts = (
-            tar.extractfile(f"package/dist/{name}").read()
-            for name in ("reveal.css", "reveal.js", "plugin/notes.js")
-        )
-    scripts = [f"data:text/javascript;base64,{base64.b64encode(s).decode()}" for s in scripts]
-    own = (ROOT / "docs/slides/talk.css").read_text(encoding="utf-8")
-    return {"css": style.decode() + own, "scripts": scripts}
+def reveal_parts() -> dict[str, str]:
+    """What a talk takes from reveal.js: two scripts as data addresses, and the style."""
+    reveal = resources.files("sphinx_revealjs") / "_static/revealjs"
+    names = ("dist/reveal.js", "plugin/notes/notes.js")
+    scripts = [base64.b64encode((reveal / name).read_bytes()).decode() for name in names]
+    style = (reveal / "dist/reveal.css").read_text("utf-8")
+    own = (ROOT / "docs/slides/talk.css").read_text("utf-8")
+    return {"css": style + own, "scripts": [f"data:text/javascript;base64,{s}" for s in scripts]}
 
 
-def talk(made, parts) -> str:
-    """One HTML file of slides; parts: of `reveal_parts`."""
+def talk(made) -> str:
+    """One HTML file of slides."""
     from nbconvert import SlidesExporter
 
     cells = [
@@ -198,10 +193,10 @@ def talk(made, parts) -> str:
     template = str(ROOT / "docs/slides/talk.html.j2")
     exporter = SlidesExporter(template_file=template, exclude_anchor_links=True)
     notebook = new_notebook(cells=cells, metadata={"title": title})
-    return exporter.from_notebook_node(notebook, resources={"talk": parts})[0]
+    return exporter.from_notebook_node(notebook, resources={"talk": reveal_parts()})[0]
 
 
-def build(files, folder, parts) -> list[Path]:
+def build(files, folder) -> list[Path]:
     """Write a talk for each notebook into `folder`; all are made before the first is written."""
     text = (ROOT / "docs/instructors/notes.md").read_text(encoding="utf-8")
     notes = dict(re.findall(r"^## (\d\d) .*\n(?s:(.+?))(?=^## |\Z)", text, re.M))
@@ -213,23 +208,15 @@ def build(files, folder, parts) -> list[Path]:
             reason = " ".join(str(error).split())[:100]
             raise SlidesError(f"{file.name}: is not a notebook ({reason})") from None
         made = slides(notebook, file.name, spoken(notes.get(file.name[:2], "")))
-        talks[folder / f"{file.stem}.html"] = talk(made, parts).encode()
+        talks[folder / f"{file.stem}.html"] = talk(made).encode()
     return [
         write_whole(path, lambda file, data=data: file.write(data)) for path, data in talks.items()
     ]
 
 
-def main(work=ROOT / "runs/slides", folder=ROOT / "slides") -> None:
-    """Fetch reveal.js into `work` where it is missing, and write all talks into `folder`."""
-    try:
-        archive = download(
-            REVEAL, work / REVEAL.rpartition("/")[2], sha256=REVEAL_SHA256, attempts=2
-        )
-        made = build(notebook_files(), folder, reveal_parts(archive))
-    except (SlidesError, DownloadError, WriteError) as error:
-        sys.exit(f"no slides: {error}")
-    print(f"{len(made)} talks in slides/; open one in a browser, press S for the speaker's notes")
-
-
 if __name__ == "__main__":
-    main()
+    try:
+        talks = build(notebook_files(), ROOT / "slides")
+    except (SlidesError, WriteError) as error:
+        sys.exit(f"no slides: {error}")
+    print(f"{len(talks)} talks in slides/; open one in a browser, press S for the speaker's notes")

@@ -2,10 +2,8 @@
 
 import base64
 import importlib.util
-import io
 import os
 import re
-import tarfile
 
 import nbformat
 import numpy as np
@@ -16,7 +14,6 @@ from notebook_tools import CHROMIUM, FILES, cells
 
 from helpers.course import runner
 from helpers.figures import rendering
-from helpers.storage import downloads
 from helpers.storage.files import WriteError
 
 specification = importlib.util.spec_from_file_location(
@@ -25,7 +22,6 @@ specification = importlib.util.spec_from_file_location(
 build_slides = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(build_slides)
 
-ARCHIVE = runner.ROOT / "runs" / "slides" / build_slides.REVEAL.rpartition("/")[2]
 PIXEL = base64.b64encode(rendering.encode(np.zeros((8, 8), np.uint8))).decode()
 FIRST = "# 1 · Scans\n\n**In this notebook** you\n1. look;\n2. see.\n\nMore."
 LAST = "## Recap\n\nYou looked. You saw.\n\n**References** None."
@@ -36,21 +32,9 @@ QUIZ = (
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    """What a talk takes from a package that has the names of reveal.js's files."""
-    archive = tmp_path_factory.mktemp("reveal") / "reveal.tgz"
-    with tarfile.open(archive, "w:gz") as tar:
-        for name in ("reveal.css", "reveal.js", "plugin/notes.js"):
-            member = tarfile.TarInfo(f"package/dist/{name}")
-            member.size = len(name)
-            tar.addfile(member, io.BytesIO(name.encode()))
-    return build_slides.reveal_parts(archive)
-
-
-@pytest.fixture(scope="module")
-def talks(parts, tmp_path_factory):
+def talks(tmp_path_factory):
     """The talk of every notebook, read."""
-    made = build_slides.build(FILES, tmp_path_factory.mktemp("slides"), parts)
+    made = build_slides.build(FILES, tmp_path_factory.mktemp("slides"))
     return {path.stem: BeautifulSoup(path.read_text("utf-8"), "html.parser") for path in made}
 
 
@@ -135,12 +119,12 @@ def test_nothing_is_fetched(talks):
                 address = element.get(attribute, "#")
                 assert address.startswith(("#", "data:")), (name, element.name, address[:80])
         styles = " ".join(style.get_text() for style in page.find_all("style"))
-        assert not re.search(r"url\(|@import", styles), name
+        assert not re.search(r"url\((?!['\"]?data:)|@import", styles), name
         scripts = " ".join(script.get_text() for script in page.find_all("script"))
         assert not re.search(r"https?:|import|require", scripts), name
 
 
-def test_the_words_stand_around_their_figure(parts):
+def test_the_words_stand_around_their_figure():
     made = build_slides.slides(
         notebook(
             new_markdown_cell("## Haze\n\nA scan is read twice. **Where is the haze?** Look."),
@@ -164,7 +148,7 @@ def test_the_words_stand_around_their_figure(parts):
         quiz["fragment"] == "**b)** Yes: by the haze." and "a) no\n\nb) so it is" in quiz["slide"]
     )
     assert "- You looked.\n- You saw." in recap["slide"]
-    page = BeautifulSoup(build_slides.talk(made, parts), "html.parser")
+    page = BeautifulSoup(build_slides.talk(made), "html.parser")
     assert page.title.get_text() == "1 · Scans" and len(page.select("section section")) == 5
     assert page.img["alt"] == 'A <chest> & its "haze"'
 
@@ -215,22 +199,22 @@ BAD = {
 
 
 @pytest.mark.parametrize("fault", BAD)
-def test_a_malformed_notebook_is_refused_in_one_line_and_nothing_is_written(fault, parts, tmp_path):
+def test_a_malformed_notebook_is_refused_in_one_line_and_nothing_is_written(fault, tmp_path):
     good, bad, folder = tmp_path / "01_a.ipynb", tmp_path / "02_b.ipynb", tmp_path / "slides"
     nbformat.write(notebook(), good)
     text = BAD[fault] if isinstance(BAD[fault], str) else nbformat.writes(BAD[fault])
     bad.write_text(text, encoding="utf-8")
     with pytest.raises(build_slides.SlidesError) as caught:
-        build_slides.build([good, bad], folder, parts)
+        build_slides.build([good, bad], folder)
     message = str(caught.value)
     assert message.startswith("02_b.ipynb: ") and fault in message and "\n" not in message
     assert not folder.exists()
 
 
-def test_what_cannot_be_written_whole_leaves_the_old_talk(parts, tmp_path, monkeypatch):
+def test_what_cannot_be_written_whole_leaves_the_old_talk(tmp_path, monkeypatch):
     file, folder = tmp_path / "01_a.ipynb", tmp_path / "slides"
     nbformat.write(notebook(), file)
-    (talk,) = build_slides.build([file], folder, parts)
+    (talk,) = build_slides.build([file], folder)
     before = talk.read_bytes()
     nbformat.write(notebook(figure()), file)
 
@@ -240,28 +224,15 @@ def test_what_cannot_be_written_whole_leaves_the_old_talk(parts, tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
         with pytest.raises(WriteError, match="No space left"):
-            build_slides.build([file], folder, parts)
+            build_slides.build([file], folder)
     assert talk.read_bytes() == before and list(folder.iterdir()) == [talk]
 
 
-def test_without_a_connection_one_line_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(build_slides, "REVEAL", "http://127.0.0.1:9/reveal.js-6.0.2.tgz")
-    monkeypatch.setattr(downloads, "FIRST_PAUSE", 0)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with pytest.raises(SystemExit) as caught:
-        build_slides.main(tmp_path / "work", tmp_path / "slides")
-    message = str(caught.value)
-    assert "check the connection" in message and "\n" not in message
-    assert f"place the file by hand: {tmp_path / 'work' / 'reveal.js-6.0.2.tgz'}" in message
-    assert not (tmp_path / "slides").exists()
-
-
 @pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium")
-@pytest.mark.skipif(not ARCHIVE.is_file(), reason="no reveal.js here: make slides fetches it")
 def test_a_talk_opens_from_the_disk_and_fits_the_screen(tmp_path):
     from playwright.sync_api import sync_playwright
 
-    made = build_slides.build(FILES, tmp_path, build_slides.reveal_parts(ARCHIVE))
+    made = build_slides.build(FILES[1::4], tmp_path)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 720})
