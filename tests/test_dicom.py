@@ -437,8 +437,9 @@ def test_damaged_files_are_refused(fault, slices, tmp_path):
 @BAD
 @pytest.mark.parametrize("fault", ["empty", "zeros", "a link to nothing", "cut", "another kind"])
 def test_a_last_slice_that_cannot_be_told_is_not_passed_over(fault, slices, tmp_path):
-    folder = dicom_export.write(slices, tmp_path)
-    file, words = folder / "IM0012", "is empty; copy it again"
+    names = [f"1.2.840.{k}" for k in range(12)]
+    folder = dicom_export.write(slices, tmp_path, names)
+    file, words = folder / names[-1], "is empty; copy it again"
     content = file.read_bytes()
     file.unlink()
     if fault == "a link to nothing":
@@ -450,7 +451,7 @@ def test_a_last_slice_that_cannot_be_told_is_not_passed_over(fault, slices, tmp_
         made = {"empty": b"", "zeros": bytes(5000), "cut": cut, "another kind": another}
         file.write_bytes(made[fault])
         words = "damaged header" if fault in ("cut", "another kind") else words
-    with pytest.raises(UnreadableStudy, match=f"IM0012: .*{words}"):
+    with pytest.raises(UnreadableStudy, match=f"1.2.840.11: .*{words}"):
         read_study(folder)
 
 

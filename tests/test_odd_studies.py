@@ -27,6 +27,7 @@ from helpers.ct.layouts import files_of
 from helpers.ct.nifti import UnreadableStudy
 from helpers.ct.preprocessing import preprocess_fast
 from helpers.ct.studies import read_mask, read_study
+from helpers.phantom import dicom_export
 
 SPACING = (2.0, 0.7, 0.9)
 DIRECTIONS = {"L": (0, -1), "R": (0, 1), "P": (1, -1), "A": (1, 1), "I": (2, -1), "S": (2, 1)}
@@ -602,6 +603,37 @@ def test_a_file_without_permission_is_refused(closed):
                 os.seteuid(0)
             folder.chmod(0o755)
     assert "cannot be opened (Permission denied)" in said
+
+
+@BAD()
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="this system has no POSIX permissions")
+@pytest.mark.parametrize("closed", ["scan/IM0003", "scan/IM0012", "scan/*", "scan", "class"])
+def test_what_has_no_permission_among_dicom_files_is_not_passed_over(closed):
+    pytest.importorskip("pydicom")
+    hu, is_root = np.resize(clean(), (12, 12, 14)).astype(np.int16), os.geteuid() == 0
+    with tempfile.TemporaryDirectory() as name:
+        scan = Path(name) / "class" / "scan"
+        dicom_export.write(dicom_export.slices(hu, SPACING), scan)
+        Path(name).chmod(0o755)
+        listed = cohort.find_studies(name)
+        paths = [scan.parent] if closed == "class" else [*scan.parent.glob(closed)]
+        modes = {path: path.stat().st_mode for path in paths}
+        for path in paths:
+            path.chmod(0)
+        try:
+            if is_root:
+                os.seteuid(65534)
+            with pytest.raises((UnreadableStudy, cohort.CohortError)) as caught:
+                if closed == "class":
+                    cohort.find_studies(name)
+                read_study(Path(name) / listed.file[0])
+        finally:
+            if is_root:
+                os.seteuid(0)
+            for path, mode in modes.items():
+                path.chmod(mode)
+    text = str(caught.value)
+    assert "cannot be opened" in text and len(text.splitlines()) == 1, text
 
 
 @pytest.fixture

@@ -101,7 +101,7 @@ def asked(sheet, name):
 
 
 def test_a_phantom_is_measured_as_it_was_made(study, measured):
-    offset = simulate.SCANNERS["A"].offset
+    offset = simulate.SITES["home"].scanners["A"].offset
     assert measured["air"] == pytest.approx(-1000 + offset, abs=6)
     assert measured["fat"] == pytest.approx(-100 + offset, abs=6)
     assert measured["soft"] == pytest.approx(55 + offset, abs=8)  # muscle; the liver has 58
@@ -119,7 +119,7 @@ def test_a_phantom_is_measured_as_it_was_made(study, measured):
 
 @pytest.mark.parametrize("scanner", ["B", "F"])
 def test_every_scanner_is_told_by_its_offset_and_padding(scanner):
-    site = "home" if scanner in simulate.SCANNERS else "elsewhere"
+    site = "home" if scanner in simulate.SITES["home"].scanners else "elsewhere"
     machine = simulate.SITES[site].scanners[scanner]
     study = phantom(5, "CT-2", 128, scanner, site=site)
     found = quality.measure(study)

@@ -41,15 +41,15 @@ def shared(table, column) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["value", "parts", "n_images"])
 
 
-def crop_border(image, tolerance=40) -> np.ndarray:
+def crop_border(image) -> np.ndarray:
     """Cut away the uniform border, and the border inside it, until nothing more comes off.
 
-    image: (H, W) uint8. An outer row or column goes if its values differ by `tolerance` at most
+    image: (H, W) uint8. An outer row or column goes if its values differ by 40 at most
     (JPEG blurs a border). Returns a view; an image without contrast comes back whole.
     """
     image = whole = np.asarray(image)
     while True:
-        rows, columns = (np.flatnonzero(np.ptp(image, axis=k) > tolerance) for k in (1, 0))
+        rows, columns = (np.flatnonzero(np.ptp(image, axis=k) > 40) for k in (1, 0))
         if not len(rows) or not len(columns):
             return whole
         before, image = image, image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]

@@ -11,6 +11,7 @@ from PIL import Image, ImageFilter
 from scipy import ndimage
 
 TISSUE, AIRED = 208, 64  # the greys of soft tissue and of aired lung in `lungs_alone`
+SHARPNESS = 96  # pixels a side
 
 
 def otsu(grey: np.ndarray) -> int:
@@ -79,8 +80,8 @@ def standardise_grey(grey: np.ndarray, lungs: np.ndarray) -> np.ndarray:
     return ((grey - aired) / max(tissue - aired, 20)).astype(np.float32)
 
 
-def lung_histogram(picture: np.ndarray, n_bins: int = 16) -> np.ndarray:
-    """How much of the lungs has which standardised grey: (n_bins,), sums to 1; picture: uint8.
+def lung_histogram(picture: np.ndarray) -> np.ndarray:
+    """How much of the lungs has which standardised grey: (16,), sums to 1; picture: uint8.
 
     The bins share -0.15 to 1.05 equally. Three pixels at the rim, half lung and half wall, do not
     count. No lungs: the whole picture. ValueError for a black picture.
@@ -88,7 +89,7 @@ def lung_histogram(picture: np.ndarray, n_bins: int = 16) -> np.ndarray:
     grey, lungs = _cut_out(picture)
     inner = ndimage.binary_erosion(lungs, iterations=3)
     values = standardise_grey(grey, lungs)[inner if inner.any() else lungs]
-    counts, _ = np.histogram(values.clip(-0.15, 1.05), n_bins, (-0.15, 1.05))
+    counts, _ = np.histogram(values.clip(-0.15, 1.05), 16, (-0.15, 1.05))
     return counts / counts.sum()
 
 
@@ -100,23 +101,23 @@ def hazy_share(histogram: np.ndarray) -> np.ndarray:
     return histogram[..., 5:12].sum(axis=-1)
 
 
-def lungs_alone(picture: np.ndarray, size: int = 224, sharpness: int = 96) -> np.ndarray:
+def lungs_alone(picture: np.ndarray, size: int = 224) -> np.ndarray:
     """Only the lungs, cropped to their box, in a square: uint8 (size, size); picture: uint8.
 
-    Everything else has the grey of soft tissue, 208, and aired lung has 64. `sharpness`: pixels a
-    side that a picture is reduced to before it is enlarged, so that all are equally blurred.
-    No lungs: the whole picture. ValueError for a black picture.
+    Everything else has the grey of soft tissue, 208, and aired lung has 64. A picture is reduced to
+    SHARPNESS before it is enlarged, so that all are equally blurred. No lungs: the whole picture.
+    ValueError for a black picture.
     """
     grey, lungs = _cut_out(picture)
     standard = np.clip(AIRED + (TISSUE - AIRED) * standardise_grey(grey, lungs), 0, TISSUE)
     alone = np.where(lungs, standard, TISSUE).astype(np.uint8)
     alone = alone[ndimage.find_objects(lungs.astype(int))[0]]
-    factor = 0.94 * sharpness / max(alone.shape)
+    factor = 0.94 * SHARPNESS / max(alone.shape)
     fitted = Image.fromarray(alone).resize(
         [max(1, round(n * factor)) for n in alone.shape[::-1]], Image.Resampling.LANCZOS
     )
-    square = Image.new("L", (sharpness, sharpness), TISSUE)
-    square.paste(fitted, [(sharpness - n) // 2 for n in fitted.size])
+    square = Image.new("L", (SHARPNESS, SHARPNESS), TISSUE)
+    square.paste(fitted, [(SHARPNESS - n) // 2 for n in fitted.size])
     smooth = square.filter(ImageFilter.MedianFilter(3))
     return np.asarray(smooth.resize((size, size), Image.Resampling.BICUBIC))
 

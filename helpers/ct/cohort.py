@@ -116,7 +116,7 @@ def split_by_patient(table, fractions=(0.6, 0.15, 0.25), seed=0) -> pd.Series:
     return table.patient.map(part_of).rename("part")
 
 
-def saved_split(table, path, fractions=(0.6, 0.15, 0.25), seed=0) -> pd.Series:
+def saved_split(table, path, seed=0) -> pd.Series:
     """The split stored at `path`; made with `split_by_patient` and stored if there is none.
 
     Where `table` has a column part, that is the split, and nothing is stored. SplitError if a part
@@ -133,7 +133,7 @@ def saved_split(table, path, fractions=(0.6, 0.15, 0.25), seed=0) -> pd.Series:
         parts = table.part
         _check_patients(table, parts, "the column part", "give each patient one part")
     elif is_new:
-        parts = split_by_patient(table, fractions, seed)
+        parts = split_by_patient(table, seed=seed)
     else:
         parts = _stored_split(table, path)
     counts = pd.crosstab(parts, table.label).reindex(PARTS, fill_value=0)

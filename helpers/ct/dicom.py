@@ -16,7 +16,7 @@ import warnings
 import weakref
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -43,6 +43,7 @@ TAGS += [*PLACE, "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation
 TAGS += ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"]
 INDEX = "1.2.840.10008.1.3.10"  # the kind of file that DICOMDIR is
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"  # the kind that a slice is, or of which it is one
+DIGITS = ".0123456789"
 LONG = (b"OB", b"OW", b"SQ", b"UN", b"UT")  # types of element whose length has four bytes
 IN_RAS = np.diag([-1.0, -1.0, 1.0])  # DICOM and ITK count to the left and to the back
 MOST_TILTED = 1.0  # degrees between the stack of slices and their normal
@@ -106,12 +107,10 @@ def is_dicom(path: str | os.PathLike) -> bool:
 
 def _start(path) -> bytes | None:
     """The first bytes of a file; None where it is none or cannot be opened."""
-    try:
+    with suppress(OSError):
         if os.path.isfile(path):
             with open(path, "rb") as file:
                 return file.read(1024)
-    except OSError:
-        pass
     return None
 
 
@@ -133,17 +132,24 @@ def _begins_like_dicom(start) -> bool:
 def dicom_files(place: str | os.PathLike) -> list[Path]:
     """The DICOM files below a folder; for one of them, those beside it.
 
-    UnreadableStudy for a file that ends as they do and is empty or cannot be opened: it may be
-    the first or last slice, which nobody would miss.
+    UnreadableStudy for a folder that cannot be opened, and for a file that cannot, or is empty, and
+    ends as they do, numbers apart: it may be the last slice, which nobody would miss.
     """
-    place = Path(place)
-    inside = sorted(place.rglob("*") if place.is_dir() else place.parent.glob("*"))
-    inside = [path for path in inside if not is_system_file(path.name) and not path.is_dir()]
-    starts = {file: _start(file) for file in inside}
-    found = [file for file in inside if _begins_like_dicom(starts[file])]
-    endings = {file.suffix for file in found}
+    place, starts = Path(place), {}
+    for path in sorted([place, *place.rglob("*")] if place.is_dir() else place.parent.glob("*")):
+        try:
+            if path.is_dir() and place.is_dir():
+                os.scandir(path).close()
+            elif not path.is_dir() and not is_system_file(path.name):
+                starts[path] = _start(path)
+        except OSError as error:
+            reason = f"cannot be opened ({error.strerror})"
+            raise UnreadableStudy(path, reason, "check its permissions") from None
+    found = [file for file, start in starts.items() if _begins_like_dicom(start)]
+    endings = {file.suffix.strip(DIGITS) for file in found}
     for file, start in starts.items():
-        if file.suffix in endings and not (start and start.strip(b"\0")):
+        is_alike = file.suffix.strip(DIGITS) in endings
+        if (is_alike and not (start and start.strip(b"\0"))) or (start is None and not found):
             reason = "cannot be opened" if start is None else "is empty"
             raise UnreadableStudy(file, reason, "copy it again, or delete it")
     return found
@@ -155,10 +161,8 @@ def list_series(place: str | os.PathLike) -> list[Series]:
     What is no image (an index, a report, a dose sheet) is passed over. UnreadableStudy where a
     header is damaged, or pydicom is missing.
     """
-    files = dicom_files(place)
-    return _list_series(
-        tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    )
+    stats = [(file, file.stat()) for file in dicom_files(place)]
+    return _list_series(tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in stats))
 
 
 @lru_cache(maxsize=2)  # many studies in one folder are asked for one after the other

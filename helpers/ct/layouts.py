@@ -140,14 +140,17 @@ def _other_half(path) -> list[Path]:
     if named and (file := path.parent / os.fsdecode(named[1])).is_file():
         return [file]
     alike = path.parent.glob(f"{escape(path.stem)}.*")
-    return sorted(
-        file for file in alike if file.name[len(path.stem) :].lower() in OTHER_HALF[suffix]
-    )
+    return sorted(f for f in alike if f.name[len(path.stem) :].lower() in OTHER_HALF[suffix])
 
 
 def _visible(folder) -> list[Path]:
-    """What lies in a folder, sorted, without what a system put there."""
-    return [path for path in sorted(folder.glob("*")) if not is_system_file(path.name)]
+    """What lies in a folder, sorted, without what a system put there; UnreadableStudy."""
+    try:
+        names = os.listdir(folder) if folder.is_dir() else []
+    except OSError as error:
+        reason = f"cannot be opened ({error.strerror})"
+        raise UnreadableStudy(folder, reason, "check its permissions") from None
+    return sorted(folder / name for name in names if not is_system_file(name))
 
 
 def _files(paths) -> list[Path]:
@@ -184,12 +187,10 @@ def mosmed_places(root: Path, depth=DEPTH) -> list[Path]:
     """The folders nearest below `root` with CT-*/study_* in them, at most `depth` folders deep."""
     level = [root]
     for _ in range(depth + 1):
-        found = [
-            next(filter(_mosmed_files, (folder / "studies", folder)), None) for folder in level
-        ]
+        inside = [_visible(folder) for folder in level]
+        found = [next(filter(_mosmed_files, (at / "studies", at)), None) for at in level]
         if any(found):
             return [place for place in found if place]
-        inside = [_visible(folder) for folder in level]
         # what holds more is no wrapping: a thousand folders of DICOM slices are not searched
         level = [path for paths in inside if len(paths) <= 100 for path in paths if path.is_dir()]
     return []

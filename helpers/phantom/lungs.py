@@ -10,6 +10,7 @@ from helpers.phantom.body import stretch
 
 # share of the lung involved: the classes' thresholds of MosMedData, kept a little away from them
 INVOLVED = {"CT-1": (0.05, 0.22), "CT-2": (0.27, 0.47), "CT-3": (0.52, 0.72), "CT-4": (0.77, 0.9)}
+N_POINTS = 512  # that the vessels of a lung reach
 
 
 def smooth_noise(rng, shape, sigma):
@@ -125,7 +126,7 @@ def _splat_discs(volume, plane, k, points, radius):
         np.maximum.at(volume.reshape(-1), index.ravel(), cover.astype(np.float32).ravel())
 
 
-def vessels_and_airways(rng, anatomy, frame, n_points=512):
+def vessels_and_airways(rng, anatomy, frame):
     """Pulmonary arteries, veins and bronchi as coverage volumes: vessels, walls, lumina."""
     tubes, walls, lumina = [], [], []
     deep = np.clip((frame.depth - 3) / 6, 0, 1) * frame.lung
@@ -133,8 +134,8 @@ def vessels_and_airways(rng, anatomy, frame, n_points=512):
         half = deep * (frame.x * side > 0)
         if half.sum() < 50:
             continue
-        artery = grow_tree(rng, (side * 40, 17, -16), frame.points(rng, n_points, half), 8.4)
-        vein = grow_tree(rng, (side * 24, 8, -44), frame.points(rng, n_points, half), 7.8)
+        artery = grow_tree(rng, (side * 40, 17, -16), frame.points(rng, N_POINTS, half), 8.4)
+        vein = grow_tree(rng, (side * 24, 8, -44), frame.points(rng, N_POINTS, half), 7.8)
         shift = np.array((0.7 * side, 1.0, -0.7)) / np.sqrt(1.98)
         bronchus = artery[: 2**6 - 1].copy()
         bronchus[..., :3] += 1.5 * bronchus[..., 3:] * shift

@@ -91,7 +91,6 @@ SITES = {
         rim=(45, 200), front=0.6, heights=(0.6, 0.9, 1), edge=(0.015, 0.04), opacity=(170, 430),
         dense_share=(0.05, 0.15, 0.35)),
 }  # fmt: skip
-SCANNERS = SITES["home"].scanners
 
 
 @dataclass(frozen=True)
@@ -259,7 +258,7 @@ def _make_one(root, matrix, n_slices, site, job):
     save_nifti(path, study.hu, study.spacing, "synthetic chest CT, course phantom")
 
 
-def _plan(counts, seed, scanner_shortcut, site="home"):
+def _plan(counts, seed, site="home"):
     """One row per study: id, class, files, its own seed and scanner."""
     jobs, scanners = [], list(SITES[site].scanners)
     for category in (c for c in CATEGORIES for _ in range(counts.get(c, 0))):
@@ -267,8 +266,6 @@ def _plan(counts, seed, scanner_shortcut, site="home"):
         sequence = np.random.SeedSequence([seed, len(jobs)])
         rng = np.random.default_rng(sequence)
         scanner = str(rng.choice(scanners))
-        if scanner_shortcut and rng.random() < 0.9:
-            scanner = scanners[int(category != "CT-0")]
         mask_file = "" if category == "CT-0" else f"/masks/{study_id}_mask.nii.gz"
         jobs.append(
             {
@@ -283,17 +280,17 @@ def _plan(counts, seed, scanner_shortcut, site="home"):
     return jobs
 
 
-def make_cohort(root, counts=None, matrix=192, seed=2020, workers=None, scanner_shortcut=False,
-                n_slices=None, site="home") -> Path:  # fmt: skip
+def make_cohort(
+    root, counts=None, matrix=192, seed=2020, workers=None, n_slices=None, site="home"
+) -> Path:
     """Write a cohort of synthetic studies in MosMedData's layout and return its folder.
 
     root: folder, made if missing; studies that are there are kept. counts: studies per category,
     numbered through in the order CT-0 .. CT-4. matrix: pixels per side. n_slices: see make_study.
     workers: processes (default: all cores); the cohort is the same for any number.
-    scanner_shortcut: True puts most diseased studies on the site's second scanner (at home B) and
-    most healthy ones on its first. site: a key of SITES; the patients differ if the seed does.
-    `phantom_truth.csv` holds the truth of every study. Raises ValueError when the folder holds
-    a cohort of other settings or a category or the site is unknown.
+    site: a key of SITES; the patients differ if the seed does. `phantom_truth.csv` holds the truth
+    of every study. Raises ValueError when the folder holds a cohort of other settings or a category
+    or the site is unknown.
     """
     root = Path(root)
     counts = dict(DEFAULT_COUNTS if counts is None else counts)
@@ -301,10 +298,10 @@ def make_cohort(root, counts=None, matrix=192, seed=2020, workers=None, scanner_
         _check("category", category, CATEGORIES)
     _check("site", site, SITES)
     settings = {"version": VERSION, "counts": counts, "matrix": matrix, "seed": seed}
-    settings |= {"scanner_shortcut": scanner_shortcut, "n_slices": n_slices}
+    settings |= {"n_slices": n_slices}
     settings |= {} if site == "home" else {"site": site}
     _claim_folder(root, settings)
-    jobs = _plan(counts, seed, scanner_shortcut, site)
+    jobs = _plan(counts, seed, site)
     missing = [job for job in jobs if not _is_complete(root, job)]
     make = partial(_make_one, root, matrix, n_slices, site)
     make_all(make, missing, workers, "phantom studies", "study")
@@ -317,6 +314,7 @@ def _claim_folder(root, settings):
     path = root / "phantom_settings.json"
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
+        found.pop("scanner_shortcut", None)  # in folders that older versions made: always False
         if found != settings:
             changed = [k for k in settings | found if found.get(k) != settings.get(k)]
             raise ValueError(
