@@ -572,7 +572,7 @@ def test_formats_of_research_tools(ending, direction, hu, tmp_path):
 
 @BAD
 @pytest.mark.parametrize("ending", [".mha", ".nrrd"])
-@pytest.mark.parametrize("fault", ["damaged", "cut off", "colours", "flat"])
+@pytest.mark.parametrize("fault", ["damaged", "cut off", "colours", "flat", "bent"])
 def test_bad_files_of_research_tools_are_refused(ending, fault, hu, tmp_path):
     path = tmp_path / f"scan{ending}"
     image = sitk.GetImageFromArray(hu)
@@ -585,7 +585,11 @@ def test_bad_files_of_research_tools_are_refused(ending, fault, hu, tmp_path):
         path.write_bytes(b"x" * 60 + path.read_bytes()[60:])
     elif fault == "cut off":
         path.write_bytes(path.read_bytes()[:-500])
-    assert_refused(path, {"damaged": "header", "cut off": "damaged"}.get(fault, "shape"))
+    elif fault == "bent":
+        turned = path.read_bytes().replace(b"= 1 0 0 0 1 0 0 0 1", b"= 1 0 0 0 1 0 0 1 0")
+        path.write_bytes(turned.replace(b"(0,0,1)", b"(0,1,0)"))
+    words = {"damaged": "header", "cut off": "damaged", "bent": "right angles"}
+    assert_refused(path, words.get(fault, "shape"))
 
 
 @real_data

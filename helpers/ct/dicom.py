@@ -23,14 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
-from helpers.ct.nifti import (
-    MIN_SLICES,
-    Stored,
-    UnreadableStudy,
-    check_file,
-    check_spacing,
-    one_line,
-)
+from helpers.ct import nifti
+from helpers.ct.nifti import MIN_SLICES, Stored, UnreadableStudy, one_line
 from helpers.storage.archives import ArchiveError, unpack_zip
 from helpers.storage.downloads import DownloadError
 from helpers.storage.files import is_system_file
@@ -226,7 +220,7 @@ def open_volume(path: Path) -> Stored:
 
 def _unpacked(path) -> Path:
     """A new temporary folder with what is in a zip."""
-    check_file(path)
+    nifti.check_file(path)
     folder = Path(tempfile.mkdtemp(prefix="study-"))
     try:
         unpack_zip(path, folder)
@@ -369,7 +363,7 @@ def _open_series(place, path) -> Stored:
         reason = f"has slices shifted against one another, by {tilt:.0f}° (a tilted gantry)"
         raise UnreadableStudy(shown, reason, "export a series without tilt")
     columns, rows = series.orientation
-    check_spacing(shown, (length, *series.pixel))
+    nifti.check_spacing(shown, (length, *series.pixel))
     turned = IN_RAS @ np.column_stack([step, rows * series.pixel[0], columns * series.pixel[1]])
     affine = np.eye(4)
     affine[:3] = np.column_stack([turned, IN_RAS @ positions[0]])
@@ -444,21 +438,23 @@ def _read_slices(slices, matrix, shown):
 
 def _open_research_format(path) -> Stored:
     """A .mha, .mhd, .nrrd or .nhdr by its header."""
-    check_file(path)
+    nifti.check_file(path)
     _, sitk = _libraries(path)
     reader = _reader(path)
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
         reason = f"has a damaged header ({one_line(str(error).rsplit(':', 1)[-1])})"
-        raise UnreadableStudy(path, reason, "convert the original CT again") from None
+        raise UnreadableStudy(path, reason, nifti.REDO) from None
     shape = reader.GetSize()[::-1]
     if len(shape) != 3 or reader.GetNumberOfComponents() != 1:
         raise UnreadableStudy(path, f"has the shape {shape}", "give one 3-D volume per file")
     steps = np.array(reader.GetSpacing())
-    check_spacing(path, steps)
-    direction = np.reshape(reader.GetDirection(), (3, 3)) * steps
-    affine = np.eye(4)
+    nifti.check_spacing(path, steps)
+    direction = np.reshape(reader.GetDirection(), (3, 3))
+    if not np.allclose(direction @ direction.T, np.eye(3), atol=0.01):
+        raise UnreadableStudy(path, "has axes that are not at right angles", nifti.REDO)
+    direction, affine = direction * steps, np.eye(4)
     affine[:3] = np.column_stack([IN_RAS @ direction[:, ::-1], IN_RAS @ reader.GetOrigin()])
 
     def read():
