@@ -230,6 +230,15 @@ def test_links_of_a_page_lead_to_files(page):
         assert (page.parent / target).exists(), target
 
 
+def test_the_changelog_begins_with_the_version():
+    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text("utf-8"), re.M)[
+        1
+    ]
+    newest = re.search(r"^## (\S+) \(", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)[1]
+    assert newest == version
+    assert version not in (ROOT / "CITATION.cff").read_text("utf-8"), "it stands in one place"
+
+
 def test_the_address_can_be_changed_in_one_go(tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
     for name in ("pyproject.toml", "README.md", "CITATION.cff"):

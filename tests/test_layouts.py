@@ -708,7 +708,7 @@ def test_scans_from_elsewhere_are_of_any_format(tmp_path, monkeypatch, capsys):
     (tmp_path / "notes.txt").touch()
     found = runs.predict_files(tmp_path, None, (16, 48, 48))
     assert [line["study"] for line in found] == ["IM0001", "a.nii", "b"]
-    assert "left out: 1 files or folders that are no scans (notes.txt" in capsys.readouterr().out
+    assert "left out, because they are no scans: 1 (notes.txt" in capsys.readouterr().out
     assert len(runs.predict_files(tmp_path / "b", None, (16, 48, 48))) == 1
     assert len(runs.predict_files(tmp_path / "b/IM0004", None, (16, 48, 48))) == 1
 

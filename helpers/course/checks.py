@@ -1389,7 +1389,7 @@ def check_usable(function):
     def lines(*rows):
         return pd.DataFrame(rows, columns=["study", "content", "problem"])
 
-    first = lines(("a", "1", ""), ("b", "2", ""), ("c", "1", ""), ("d", "", "misses 1 slices"),
+    first = lines(("a", "1", ""), ("b", "2", ""), ("c", "1", ""), ("d", "", "missing slices: 1"),
                   ("e", "9", ""), ("f", "", "is damaged"))  # fmt: skip
     second = lines(("x", "", "is damaged"), ("y", "5", ""), ("z", "5", ""))
     mistakes = [

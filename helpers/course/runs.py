@@ -308,7 +308,7 @@ def predict_files(place, model, size) -> list[dict]:
     elif not scans:
         print(f"{place}: no .nii.gz or .nii file in it, nor DICOM; name the folder of the scans")
     elif others:
-        print(f"left out: {len(others)} files or folders that are no scans ({others[0].name} ...)")
+        print(f"left out, because they are no scans: {len(others)} ({others[0].name} ...)")
     for path in scans:
         try:
             volume = preprocessing.preprocess_fast(path, size)
