@@ -534,7 +534,7 @@ def test_a_table_that_is_wrong_is_one_line(listed, kind, ending):
         ("a.xlsx", b"path,label\n", "cannot be read as an Excel workbook"),
         ("a.csv", b"path,label\nM\xfcller.nii,0\n", "cannot be read as text in UTF-8"),
         ("a.csv", b"", "has no column path"),
-        ("a.csv", b"PK\3\4\0\0\0", "has no column path"),
+        ("a.csv", b"PK\3\4\0\0\0", "has no column path|cannot be read as CSV"),
         ("a.csv", b"path,label\n\0.nii,1\n", "cannot be read|not there"),
         ("a.csv", b"path,label\n" + b"x" * 200_000 + b",1\n", "cannot be read as CSV"),
     ],
