@@ -71,7 +71,7 @@ test-colab: .venv/installed-dev .venv-colab/installed
 	$(RUN) -m pytest tests/test_colab.py
 
 lab: .venv/installed
-	$(RUN) -m jupyterlab --ip=127.0.0.1 notebooks
+	$(RUN) -m jupyterlab --ip=127.0.0.1
 
 # Execute the notebooks in place, as they are committed: make notebooks ONLY="02 05"
 notebooks: .venv/installed

@@ -35,18 +35,38 @@ def folder(tmp_path_factory):
 def test_the_folder_has_all_that_a_room_needs(folder):
     names = [file.name for file in FILES]
     assert sorted(path.name for path in folder.glob("learner/notebooks/*")) == names
-    assert sorted(path.name for path in folder.glob("instructor/solutions/*")) == names
+    assert sorted(path.name for path in folder.glob("instructor/notebooks/*")) == names
     found = {path.name for path in (folder / "learner").iterdir()}
     assert found == {
         *("START.md", "LICENSE", "requirements.txt", "notebooks", "helpers", "docs", "data")
     }
     start = (folder / "learner/START.md").read_text("utf-8")
-    assert "pip install -r requirements.txt" in start and len(start.splitlines()) < 15
-    assert (folder / "instructor/docs/questions.md").is_file()
+    assert "pip" not in start and "installed" in start and "\n    jupyter lab\n" in start
+    offline = classroom.START.format(python="3.12", install=classroom.INSTALL)
+    assert "--find-links wheels" in offline and len(offline.splitlines()) < 16
+    assert (folder / "instructor/docs/instructors/questions.md").is_file()
     data = [path.name for path in (folder / "learner/data").rglob("*")]
     assert sorted(data) == ["a.nii.gz", "phantom-tiny", "studies"]
     assert sorted(path.name for path in folder.parent.iterdir()) == ["classroom", "phantom-tiny"]
     assert sorted(path.name for path in folder.iterdir()) == ["instructor", "learner"]
+
+
+def test_links_lead_to_files_of_the_folder(folder):
+    texts = {page: page.read_text("utf-8") for page in folder.rglob("*.md")}
+    for file in folder.rglob("*.ipynb"):
+        texts[file] = "\n".join(cell.source for cell in cells(file, "markdown"))
+    for page, text in texts.items():
+        for target in re.findall(r"\]\((?!https?:|mailto:)([\w./-]+)", text):
+            assert (page.parent / target).exists(), (page.relative_to(folder), target)
+
+
+def test_progress_can_be_counted_where_there_are_no_solutions(folder, progress, monkeypatch):
+    whole = runner.progress_table([])
+    checks.check_bone_metastasis("b")
+    table = runner.progress_table([progress])
+    monkeypatch.setattr(runner, "NOTEBOOKS", folder / "learner/notebooks")
+    assert len(whole) == 0 and runner.progress_table([progress]).equals(table)
+    assert [*table.index] == ["3.1 bone_metastasis"]
 
 
 def test_whoever_learns_gets_no_answers(folder):

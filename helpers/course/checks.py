@@ -49,6 +49,8 @@ def check_shared_patients(function):
          "Those are all the patients of both tables; asked for are those in both."),
         (lambda a, b: bool(set(a.patient) & set(b.patient)),
          "That says whether they share any; asked for is how many."),
+        (lambda a, b: set(a.patient) & set(b.patient),
+         "Those are the patients themselves; asked for is how many: the set's length."),
     ]  # fmt: skip
     hints = (
         "Look at the column `patient` of both tables.",
@@ -310,9 +312,11 @@ def check_linked(function):
 
 def check_is_swapped(function):
     """3.4: whether left and right are swapped, on patients of another hospital."""
-    if not (tried := answers_of(function, [(np.full((8, 8, 8), -1000, np.int16),)])):
+    first, *others = (0, 3, 4, 13)
+    patients = [simulate.make_study(first, "CT-2", 64, 20, site="elsewhere").hu]
+    if not (tried := answers_of(function, [(patients[0],)])):
         return tried
-    patients = [simulate.make_study(k, "CT-2", 64, 20, site="elsewhere").hu for k in (0, 3, 4, 13)]
+    patients += [simulate.make_study(k, "CT-2", 64, 20, site="elsewhere").hu for k in others]
     mirrored = [hu[:, :, ::-1] for hu in patients]
     found = answers_of(function, [(hu,) for hu in patients + mirrored])
     if not found:

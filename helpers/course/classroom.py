@@ -20,16 +20,18 @@ PLATFORMS = {  # sys_platform, platform_system, os_name, platform_machine; pip's
     "linux": ("linux", "Linux", "posix", "x86_64", LINUX),
 }
 MARKERS = ("sys_platform", "platform_system", "os_name", "platform_machine")
+INSTALL = """    python -m venv .venv             (on macOS and Linux: python3 -m venv .venv)
+    .venv\\Scripts\\activate           (on macOS and Linux: source .venv/bin/activate)
+    pip install --no-index --find-links wheels -r requirements.txt
+"""
 START = """# Start
 
 You need Python {python}, and this folder on your own disk. In a terminal, in this folder:
 
-    python -m venv .venv             (on macOS and Linux: python3 -m venv .venv)
-    .venv\\Scripts\\activate           (on macOS and Linux: source .venv/bin/activate)
-    pip install {offline}-r requirements.txt
-    jupyter lab notebooks
+{install}    jupyter lab
 
-Open notebook 01 and run its cells from the top, one after the other, with Shift and Enter.
+Open the folder notebooks, and in it the notebook that you are told, or else 01. Run its cells from
+the top, one after the other, with Shift and Enter.
 For teaching, not for clinical use: every scan in here is a simulated one.
 """
 
@@ -43,22 +45,28 @@ def make_classroom(folder, profile="quick", wheels=True, platform="", python="",
     """
     target, python = Path(folder).absolute(), python or "{}.{}".format(*sys.version_info)
     cohorts = make_data(profile, data_dir)
-    ignore = shutil.ignore_patterns("__pycache__", "instructors", ".*")
+    ignore = shutil.ignore_patterns("__pycache__", ".*")
+    authors = (".*", "*.py", "site", "slides")  # of docs/, what nobody in a room needs
+    for_all = shutil.ignore_patterns(*authors)
+    for_learners = shutil.ignore_patterns(*authors, "instructors", "running.md")
     with temporary_beside(target) as new, temporary_beside(target) as old:
         learner, instructor = new / "learner", new / "instructor"
         runner.copies(learner / "notebooks", solved=False)
-        runner.copies(instructor / "solutions", solved=True)
-        shutil.copytree(runner.ROOT / "docs/instructors", instructor / "docs")
-        for place in (runner.ROOT / "helpers", runner.ROOT / "docs"):
-            shutil.copytree(place, learner / place.name, ignore=ignore)
+        runner.copies(instructor / "notebooks", solved=True)
+        shutil.copytree(runner.ROOT / "docs", instructor / "docs", ignore=for_all)
+        shutil.copytree(runner.ROOT / "docs", learner / "docs", ignore=for_learners)
+        shutil.copytree(runner.ROOT / "helpers", learner / "helpers", ignore=ignore)
+        if (runner.ROOT / "slides").is_dir():
+            shutil.copytree(runner.ROOT / "slides", instructor / "slides")
         for cohort in cohorts:
             shutil.copytree(cohort, learner / "data" / cohort.name, ignore=ignore)
         for name in ("requirements.txt", "LICENSE"):
             shutil.copy(runner.ROOT / name, learner)
-        text = {"python": "3.10 to 3.13 and a connection", "offline": ""}
+        shutil.copy(runner.ROOT / "LICENSE", instructor)
+        text = {"python": "3.10 to 3.13 with all of requirements.txt installed", "install": ""}
         if wheels:
             fetch_wheels(learner / "wheels", platform, python)
-            text = {"python": python, "offline": "--no-index --find-links wheels "}
+            text = {"python": python, "install": INSTALL}
         (learner / "START.md").write_text(START.format(**text), encoding="utf-8")
         if target.exists():
             os.replace(target, old)
