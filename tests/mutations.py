@@ -279,7 +279,7 @@ FAULTS = {
             ("place = areas[giver].argmax()", "place = 0"),
             ("healthy[hosts[k - 1], place]", "healthy[host, place]"),
             ("1 + len(views)) != fold)", "1 + len(views)) >= 0)"),
-            ("shuffle=True, ", ""),
+            ("RandomState(seed)", "RandomState(0)"),
             ("found[row] is None]", "True]"),
             ("{_content(volume)}.npy", "{_content(volume[0])}.npy"),
             ("found[k, fold_of[k] == fold]", "found[k, fold_of[0] == fold]"),

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-import joblib
 import numpy as np
 import pandas as pd
 from scipy import ndimage, signal
@@ -182,24 +181,18 @@ def sheet(table, root) -> pd.DataFrame:
     Columns: study, category, file, what `measure` gives, `content` (the same for the same voxels
     under another name) and `problem`: "", or the line that says why a study cannot be read.
     """
-    root, rows = Path(root).expanduser(), table[["study", "category", "file"]].to_dict("records")
-    measured = joblib.Parallel(joblib.cpu_count(), prefer="threads")(
-        joblib.delayed(_line)(root / row["file"]) for row in rows
-    )
-    lines = [row | found for row, found in zip(rows, measured, strict=True)]
+    lines = []
+    for row in table[["study", "category", "file"]].to_dict("records"):
+        try:
+            study = Study(Path(root).expanduser() / row["file"])
+            content = hashlib.blake2b(repr(study.hu.shape).encode(), digest_size=8)
+            content.update(study.hu)
+            row |= measure(study) | {"content": content.hexdigest(), "problem": ""}
+        except UnreadableStudy as error:
+            row |= {"content": "", "problem": str(error)}
+        lines.append(row)
     columns = ["study", "category", "file", "n_slices", *RANGES, "pad_value", "content", "problem"]
     return pd.DataFrame(lines, columns=columns)
-
-
-def _line(path) -> dict:
-    """A study's line of a `sheet`, from its measures to its problem."""
-    try:
-        study = Study(path)
-        content = hashlib.blake2b(repr(study.hu.shape).encode(), digest_size=8)
-        content.update(study.hu)
-        return measure(study) | {"content": content.hexdigest(), "problem": ""}
-    except UnreadableStudy as error:
-        return {"content": "", "problem": str(error)}
 
 
 def findings(sheet) -> pd.DataFrame:
