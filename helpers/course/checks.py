@@ -573,9 +573,9 @@ def check_accumulated(function):
 def check_threshold_for_95(function):
     """6.1: the highest threshold with a sensitivity of 95 %, and the share of false alarms."""
 
-    def right(labels, scores, of=(1,), share=0.95):
-        for threshold in np.unique(scores)[::-1]:
-            called = scores >= threshold
+    def right(labels, scores, of=(1,), share=0.95, calls=np.greater_equal, step=-1):
+        for threshold in np.unique(scores)[::step]:
+            called = calls(scores, threshold)
             if called[np.isin(labels, of)].mean() >= share:
                 return threshold, called[labels == 0].mean()
 
@@ -587,6 +587,8 @@ def check_threshold_for_95(function):
         (by_quantile, "A quantile lies between two scores, and may miss one ill scan too many."),
         (lambda *case: right(*case, of=(0, 1)), "95 % of the ill, not of all: labels == 1."),
         (lambda *case: right(*case, of=(0,)), "That finds 95 % of the healthy: labels == 1."),
+        (lambda *case: right(*case, calls=np.greater), "A scan at the threshold is called: >=."),
+        (lambda *case: right(*case, step=1), "That is the lowest that is enough, not the highest."),
         (lambda *case: right(*case, share=1), "That misses nobody; one in twenty may be missed."),
         (lambda *case: (right(*case)[0], 1 - right(*case)[1]), "The cost is 1 − specificity."),
     ]
