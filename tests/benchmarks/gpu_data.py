@@ -126,7 +126,7 @@ def make_phantoms(folder, profile, processes):
     from helpers.storage.processes import start_workers
 
     sizes = sources.PROFILES[profile]
-    jobs = simulate._plan(sizes.counts, SEED, False)
+    jobs = simulate._plan(sizes.counts, SEED)
     labels = np.array([TASKS["ct0-ct23"][job["category"]] for job in jobs])
     volumes = np.lib.format.open_memmap(
         Path(folder) / "unfinished.npy", "w+", np.uint8, (len(jobs), *sizes.size)
